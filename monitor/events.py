@@ -1,0 +1,272 @@
+"""Bytes of the ``predictions`` topic to events: JSON, a JSON array, an Arrow IPC stream, or a CloudEvent around either.
+
+One message may hold many events, and each is accepted or rejected on its own: a bad event never takes a good one with it.
+What does not parse at all counts as one rejected event. Which form it is, the ``content-type`` header says, else the first byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+
+from monitor.errors import InvalidEventError
+
+ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
+CLOUDEVENT_TYPE: Final = "application/cloudevents+json"
+_ARROW_START: Final = b"\xff\xff\xff\xff"  # continuation marker of an encapsulated IPC message
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+# 1e11 ms is 1973-03-03. A smaller number is seconds; ours are milliseconds.
+_SMALLEST_MS: Final = 100_000_000_000
+_MAX_TEXT: Final = 256
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what a producer may send.
+
+    Attributes:
+        max_future_ms: how far ahead of the clock ``ts`` may be.
+        max_age_ms: how far behind; ``None`` accepts any history (replays are normal).
+    """
+
+    message_bytes: int = 1 << 20
+    features: int = 2_000
+    json_depth: int = 8
+    max_future_ms: int = 300_000
+    max_age_ms: int | None = None
+
+
+class Event(msgspec.Struct):
+    """A prediction as a serving app wrote it; unknown fields are ignored. ``ts`` is RFC 3339 or epoch milliseconds."""
+
+    model: str
+    ts: datetime | int | float
+    id: str | int | None = None
+    version: str | int | None = None
+    features: dict[str, Any] | None = None
+    prediction: Any = None
+    score: float | None = None
+    latency_ms: float | None = None
+    error: Any = None
+    tags: dict[str, Any] | None = None
+    ts_ms: int = 0  # set when the event is checked: ``ts`` in epoch milliseconds
+
+
+Outcome = Event | InvalidEventError
+_EVENT: Final = msgspec.json.Decoder(Event)
+_RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_ENVELOPE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode_message(
+    value: bytes | None, headers: Mapping[str, bytes], limits: Limits, *, now_ms: int
+) -> list[Outcome]:
+    """Each event of a message, accepted or rejected, in order. Never raises for any bytes.
+
+    Args:
+        value: the message's value; ``None`` (a tombstone) is one rejected event.
+        headers: its headers, names in lower case.
+        limits: bounds.
+        now_ms: the clock, for ``max_future_ms`` and ``max_age_ms``.
+    """
+    if not value:
+        return [InvalidEventError("not_json", "empty message")]
+    if len(value) > limits.message_bytes:
+        detail = f"{len(value)} bytes; the bound is {limits.message_bytes}"
+        return [InvalidEventError("too_large", detail)]
+    try:
+        return [_checked(event, limits, now_ms) for event in _parse(value, headers, limits)]
+    except InvalidEventError as err:
+        return [err]
+
+
+def timestamp_ms(ts: datetime | float) -> int:
+    """Epoch milliseconds of an event's ``ts``.
+
+    Raises:
+        InvalidEventError: no time, or a number that is not in milliseconds.
+    """
+    if isinstance(ts, datetime):
+        if ts.tzinfo is None:
+            raise InvalidEventError("bad_timestamp", "ts has no offset: end it with Z or +hh:mm")
+        return (ts - _EPOCH) // _MILLISECOND
+    if not abs(ts) < 2**62:  # NaN and infinity as well
+        raise InvalidEventError("bad_timestamp", "ts is out of range")
+    if abs(ts) < _SMALLEST_MS:
+        raise InvalidEventError(
+            "bad_timestamp", "ts is a number, but not epoch milliseconds: seconds?"
+        )
+    return round(ts)
+
+
+def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterator[Outcome]:
+    content_type = (
+        headers.get("content-type", b"").decode("ascii", "replace").split(";")[0].strip().lower()
+    )
+    if content_type == ARROW_TYPE or value[:4] == _ARROW_START:
+        return _from_arrow(value, limits)
+    start = value.lstrip(b" \t\r\n")[:1]
+    if start not in (b"{", b"["):
+        raise InvalidEventError(
+            "not_json", "starts neither with { nor with [ nor as an Arrow stream"
+        )
+    if _depth_over(value, limits.json_depth):
+        raise InvalidEventError("too_large", f"nested deeper than {limits.json_depth}")
+    if content_type == CLOUDEVENT_TYPE:
+        return _from_cloudevent(value)
+    defaults = {
+        name: headers[f"ce_{name}"].decode("utf-8", "replace")
+        for name in ("id", "time")
+        if f"ce_{name}" in headers
+    }
+    if start == b"[":
+        try:
+            items = _RAW_LIST.decode(value)
+        except msgspec.DecodeError as err:
+            raise InvalidEventError("not_json", _where(err)) from None
+        return (_from_json(bytes(item), defaults) for item in items)
+    return iter((_from_json(value, defaults),))
+
+
+def _from_json(raw: bytes, defaults: Mapping[str, str]) -> Outcome:
+    try:
+        return _EVENT.decode(raw)
+    except msgspec.ValidationError as err:
+        if defaults:
+            return _with_defaults(raw, defaults)
+        return _validation_error(err)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
+        return InvalidEventError("not_json", _where(err))
+
+
+def _with_defaults(raw: bytes, defaults: Mapping[str, str]) -> Outcome:
+    """The event completed from CloudEvents attributes: ``id`` from ``ce_id``, ``ts`` from ``ce_time``."""
+    try:
+        body = _ENVELOPE.decode(raw)
+        for name, attribute in (("id", "id"), ("ts", "time")):
+            if name not in body and attribute in defaults:
+                body[name] = msgspec.Raw(msgspec.json.encode(defaults[attribute]))
+        return _EVENT.decode(msgspec.json.encode(body))
+    except msgspec.ValidationError as err:
+        return _validation_error(err)
+    except msgspec.DecodeError as err:
+        return InvalidEventError("not_json", _where(err))
+
+
+def _from_cloudevent(value: bytes) -> Iterator[Outcome]:
+    try:
+        envelope = _ENVELOPE.decode(value)
+        defaults: dict[str, str] = {
+            name: msgspec.json.decode(envelope[name], type=str)
+            for name in ("id", "time")
+            if name in envelope
+        }
+        body = bytes(envelope["data"]) if "data" in envelope else b""
+    except msgspec.MsgspecError as err:
+        raise InvalidEventError("not_json", f"CloudEvent: {_where(err)}") from None
+    if not body:
+        raise InvalidEventError("missing_field", "CloudEvent without data")
+    if body[:1] != b"[":
+        return iter((_with_defaults(body, defaults),))
+    items = _RAW_LIST.decode(body)
+    return (
+        _with_defaults(bytes(item), {k: v for k, v in defaults.items() if k == "time"})
+        for item in items
+    )
+
+
+def _from_arrow(value: bytes, limits: Limits) -> Iterator[Outcome]:
+    """Rows of an IPC stream: columns as the JSON fields, ``features`` and ``tags`` as structs or maps."""
+    try:
+        with pa.ipc.open_stream(value) as stream:
+            if len(stream.schema) > limits.features:
+                raise InvalidEventError("too_large", f"{len(stream.schema)} columns")
+            rows: list[dict[str, Any]] = stream.read_all().to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise InvalidEventError("not_json", f"Arrow stream: {type(err).__name__}") from None
+    return (_from_row(row) for row in rows)
+
+
+def _from_row(row: dict[str, Any]) -> Outcome:
+    for name in ("features", "tags"):
+        if isinstance(row.get(name), list):  # a map column arrives as pairs
+            row[name] = dict(row[name])
+    if isinstance(row.get("ts"), datetime) and row["ts"].tzinfo is None:
+        row["ts"] = row["ts"].replace(
+            tzinfo=UTC
+        )  # Arrow's naive timestamps are UTC by its own definition
+    try:
+        return msgspec.convert({k: v for k, v in row.items() if v is not None}, Event)
+    except msgspec.ValidationError as err:
+        return _validation_error(err)
+
+
+def _checked(event: Outcome, limits: Limits, now_ms: int) -> Outcome:
+    if isinstance(event, InvalidEventError):
+        return event
+    try:
+        event.ts_ms = timestamp_ms(event.ts)
+    except InvalidEventError as err:
+        return err
+    if event.ts_ms > now_ms + limits.max_future_ms:
+        return InvalidEventError(
+            "future_timestamp", f"{(event.ts_ms - now_ms) // 1000} s ahead of the clock"
+        )
+    if limits.max_age_ms is not None and event.ts_ms < now_ms - limits.max_age_ms:
+        return InvalidEventError("too_old", f"{(now_ms - event.ts_ms) // 1000} s behind the clock")
+    return _checked_content(event, limits)
+
+
+def _checked_content(event: Event, limits: Limits) -> Outcome:
+    if _NAME.fullmatch(event.model) is None:
+        return InvalidEventError(
+            "wrong_type", "model is not a name of 1 to 128 letters, digits and ._/-"
+        )
+    if not event.features and event.prediction is None and event.error is None:
+        return InvalidEventError("missing_field", "neither features nor prediction")
+    if event.features is not None and len(event.features) > limits.features:
+        return InvalidEventError(
+            "too_large", f"{len(event.features)} features; the bound is {limits.features}"
+        )
+    event.version = "" if event.version is None else str(event.version)[:_MAX_TEXT]
+    event.id = None if event.id is None else str(event.id)[:_MAX_TEXT]
+    return event
+
+
+def _validation_error(err: msgspec.ValidationError) -> InvalidEventError:
+    text = str(err)
+    if "missing required field" in text:
+        return InvalidEventError("missing_field", text)
+    path = _FIELD.search(text)
+    if path is not None and path[1] == "ts":
+        return InvalidEventError("bad_timestamp", "ts is neither RFC 3339 nor a number")
+    # The path and the types, never the value.
+    return InvalidEventError("wrong_type", text if path is None else text[: path.end()])
+
+
+def _where(err: Exception) -> str:
+    """What a parser says, without the input that it quotes."""
+    position = re.search(r"\(byte \d+\)", str(err))
+    return f"malformed {position[0]}" if position else "malformed"
+
+
+def _depth_over(value: bytes, limit: int) -> bool:
+    """Whether the JSON text is nested deeper than ``limit``. The count of brackets settles it for nearly every message."""
+    if value.count(b"{") + value.count(b"[") <= limit:
+        return False
+    depth = 0
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', value):
+        mark = token[0][:1]
+        depth += (mark in b"{[") - (mark in b"}]")
+        if depth > limit:
+            return True
+    return False

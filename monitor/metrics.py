@@ -1,0 +1,186 @@
+"""Every Prometheus metric of Driftline, in one place, with bounded labels that start at 0.
+
+Labels are closed lists (the ``Literal`` types of ``monitor.errors`` and ``monitor.wire``), topics or partitions: never a
+model, a feature or a value from an event. One process is one /metrics port and Prometheus adds up: the client's
+multi-process mode has neither Info nor callbacks, and needs a directory that somebody must wipe.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Final, Literal, get_args, get_type_hints
+
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    start_http_server,
+)
+
+from monitor.errors import REJECT_REASONS, ConfigError
+from monitor.settings import MetricsSettings
+from monitor.wire import Cause, Delivery, Transition, VerdictKind, VerdictStatus
+
+Process = Literal["profiler", "detector", "sink", "evaluator", "dispatcher", "api"]
+Table = Literal[
+    "predictions",
+    "labels",
+    "windows",
+    "verdicts",
+    "performance",
+    "incidents",
+    "deliveries",
+    "ledger",
+    "models",
+]
+PROCESSES: Final[tuple[Process, ...]] = get_args(Process)
+TABLES: Final[tuple[Table, ...]] = get_args(Table)
+OUTCOMES: Final[tuple[str, ...]] = get_args(get_type_hints(Delivery)["outcome"])
+# The caps of DESIGN.md's "Bounded": each has an overflow bucket, and this counter says when it is used.
+OVERFLOWS: Final = (
+    "models",
+    "versions",
+    "segments",
+    "features",
+    "categories",
+    "panes",
+    "incidents",
+)
+
+# Batches run from a few ms (idle) to tens of seconds (a store that is slow): powers of about 3.
+_SECONDS: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+def _counter(name: str, help_text: str, label: str = "", values: Iterable[str] = ()) -> Counter:
+    counter = Counter(f"driftline_{name}", help_text, [label] if label else [])
+    for value in values:
+        counter.labels(
+            value
+        )  # a rate over a series that appears with its first event misses that event
+    return counter
+
+
+def _gauge(name: str, help_text: str, *labels: str) -> Gauge:
+    return Gauge(f"driftline_{name}", help_text, labels)
+
+
+BUILD: Final = Info("driftline_build", "Version of Driftline and of Python.")
+BUILD.info({"version": version("driftline"), "python": platform.python_version()})
+
+LAST_PROGRESS: Final = _gauge(
+    "last_progress_timestamp_seconds",
+    "Unix time at which the process last finished a unit of work.",
+    "process",
+)
+LAG: Final = _gauge(
+    "consumer_lag_messages", "Messages between position and end.", "topic", "partition"
+)
+BATCHES: Final = _counter("batches_total", "Batches finished.", "process", PROCESSES)
+BATCH_SECONDS: Final = Histogram(
+    "driftline_batch_duration_seconds", "Duration of a batch.", ["process"], buckets=_SECONDS
+)
+TRANSIENT_ERRORS: Final = _counter(
+    "transient_errors_total",
+    "Calls to a broker or a database that will be tried again.",
+    "process",
+    PROCESSES,
+)
+OVERFLOW: Final = _counter(
+    "overflow_total", "Values that a cap sent to its overflow bucket.", "what", OVERFLOWS
+)
+
+EVENTS: Final = _counter("events_consumed_total", "Prediction events read, good and bad.")
+EVENTS_REJECTED: Final = _counter(
+    "events_rejected_total", "Events sent to the dead letters.", "reason", REJECT_REASONS
+)
+EVENTS_LATE: Final = _counter(
+    "events_late_total", "Events behind the watermark of their partition."
+)
+DEAD_LETTERS: Final = _counter(
+    "dead_letters_total",
+    "Messages sent to the dead letters.",
+    "process",
+    ("profiler", "sink", "dispatcher"),
+)
+TRANSACTIONS_ABORTED: Final = _counter(
+    "transactions_aborted_total", "Profiler batches that were rolled back."
+)
+
+WATERMARK: Final = _gauge(
+    "watermark_timestamp_seconds",
+    "Event time up to which a source partition is complete.",
+    "partition",
+)
+PANES_CLOSED: Final = _counter("panes_closed_total", "Panes closed.")
+PANES_OPEN: Final = _gauge("panes_open", "Panes that still take events.")
+WINDOWS_CLOSED: Final = _counter("windows_closed_total", "Windows closed.")
+WINDOWS_CORRECTED: Final = _counter(
+    "windows_corrected_total", "Late contributions to closed windows."
+)
+CHAIN_BREAKS: Final = _counter(
+    "chain_breaks_total", "Missing profiler batches that the chain fence caught."
+)
+CHAIN_HOLES: Final = _counter("chain_holes_total", "Gaps that were booked as a loss and passed.")
+VERDICTS: Final = Counter("driftline_verdicts_total", "Verdicts.", ["kind", "status"])
+for _kind in get_args(VerdictKind):
+    for _status in get_args(VerdictStatus):
+        VERDICTS.labels(_kind, _status)
+
+INCIDENTS_OPEN: Final = _gauge("incidents_open", "Firing incidents, by cause.", "cause")
+for _cause in get_args(Cause):
+    INCIDENTS_OPEN.labels(_cause)
+INCIDENT_TRANSITIONS: Final = _counter(
+    "incident_transitions_total", "Steps of incidents.", "transition", get_args(Transition)
+)
+
+SINK_ROWS: Final = _counter("sink_rows_total", "Rows inserted.", "table", TABLES)
+SINK_INSERTS: Final = _counter("sink_inserts_total", "Inserts.", "table", TABLES)
+SINK_ERRORS: Final = _counter(
+    "sink_errors_total", "Inserts that failed and will be repeated.", "table", TABLES
+)
+EVALUATOR_WINDOWS: Final = _counter("evaluator_windows_total", "Performance windows computed.")
+EVALUATOR_LABELS: Final = _counter("evaluator_labels_total", "Labels found a prediction for.")
+DELIVERIES: Final = _counter("deliveries_total", "Outbox items that are done.", "outcome", OUTCOMES)
+DELIVERY_ATTEMPTS: Final = _counter("delivery_attempts_total", "Requests to webhooks.")
+OUTBOX_PENDING: Final = _gauge("outbox_pending", "Outbox items that are not done.")
+
+UNACCOUNTED: Final = _gauge(
+    "unaccounted_events",
+    "Events read that are neither in a pane nor late nor dead-lettered. Must be 0.",
+)
+API_REQUESTS: Final = _counter(
+    "api_requests_total",
+    "Answers of the API, by class of status.",
+    "status",
+    ("2xx", "3xx", "4xx", "5xx"),
+)
+
+
+def progressed(process: Process, now_s: float) -> None:
+    """Note that ``process`` finished a unit of work at ``now_s`` (Unix time): what a stall alert watches."""
+    LAST_PROGRESS.labels(process).set(now_s)
+
+
+def serve(settings: MetricsSettings, registry: CollectorRegistry = REGISTRY) -> int:
+    """Serve /metrics from a daemon thread, unless the port is 0.
+
+    Returns:
+        The port, or 0 where metrics are off.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    if not settings.port:
+        return 0
+    try:
+        start_http_server(settings.port, addr=settings.host, registry=registry)
+    except OSError as err:
+        raise ConfigError(
+            f"metrics.port (DRIFTLINE_METRICS__PORT): cannot listen on {settings.host}:{settings.port}: {err.strerror}"
+        ) from err
+    return settings.port

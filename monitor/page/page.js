@@ -1,0 +1,190 @@
+// The page: asks the API every few seconds and draws what it says. Choices live in the address, so a link shows what was seen.
+
+import { bins, duration, el, empty, heatLegend, heatMap, lines, number, table, time } from "./draw.js";
+
+const EVERY_MS = 5000;
+const STATISTICS = ["psi", "ks", "missing", "wrong_type", "non_finite", "off_grid", "unseen", "out_of_range"];
+const CAUSES = {
+  pipeline_fault: "Pipeline fault", benign_shift: "Benign shift", drift: "Drift", concept_drift: "Concept drift",
+  bad_release: "Bad release", outage: "Outage", unknown: "Unknown cause",
+};
+const ADVICE = {
+  fix_data: "Fix the data", watch: "Watch", retrain: "Retrain", rollback: "Roll back", page: "Call someone", investigate: "Investigate",
+};
+
+const $ = (id) => document.getElementById(id);
+const choices = new URLSearchParams(location.hash.slice(1));
+const opened = new Set(); // incidents that the reader has open: a refresh must not close them
+let shownCell = null;
+
+class KeyNeeded extends Error {}
+
+async function ask(path, parameters = {}) {
+  const query = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+  const key = sessionStorage.getItem("driftline-key");
+  const answer = await fetch(`${path}?${query}`, { headers: key ? { "X-API-Key": key } : {} });
+  if (answer.status === 401) throw new KeyNeeded();
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.detail ?? answer.statusText);
+  return body;
+}
+
+const modelPath = (model) => `/api/v1/models/${encodeURIComponent(model)}`;
+
+function options(id, values, words = String) {
+  const select = $(id);
+  const wanted = choices.get(id);
+  const chosen = values.some((value) => String(value) === wanted) ? wanted : String(values[0] ?? "");
+  const now = [...select.options].map((option) => option.value).join("\n");
+  if (now !== values.join("\n")) {
+    select.replaceChildren(...values.map((value) => el("option", { value }, words(value))));
+  }
+  select.value = chosen;
+  return chosen;
+}
+
+function choose(id, value) {
+  choices.set(id, value);
+  history.replaceState(null, "", `#${choices}`);
+  refresh();
+}
+
+function tiles(model, incidents, ledger) {
+  const firing = incidents.filter((incident) => incident.state === "firing").length;
+  const tile = (words, value, kind = "") => el("div", { class: `tile ${kind}` }, el("b", {}, value), el("span", {}, words));
+  $("tiles").replaceChildren(
+    tile("incidents open", number(firing), firing ? "bad" : "good"),
+    tile("events read", number(ledger.total.events)),
+    tile("events unaccounted", number(ledger.total.unaccounted), ledger.total.unaccounted ? "bad" : "good"),
+    tile(model.versions.length === 1 ? "version" : "versions", model.versions.join(", ") || "–"),
+    tile(model.bins_id ? "last window ends (UTC)" : "calibrating itself", model.bins_id ? time(model.last_ms) : "no reference yet"),
+  );
+}
+
+function incidentCard(incident, deliveries) {
+  const mine = deliveries.filter((delivery) => delivery.incident_id === incident.id);
+  const until = incident.resolved_ms ? `, resolved ${time(incident.resolved_ms)}` : "";
+  const advice = `${ADVICE[incident.advice] ?? incident.advice}${incident.rollback_to ? ` to version ${incident.rollback_to}` : ""}${incident.retrain_blocked ? "; retrain is blocked" : ""}`;
+  const evidence = [["Feature", (e) => e.feature || "–"], ["Statistic", (e) => e.statistic], ["Version", (e) => e.version], ["Segment", (e) => e.segment || "all"],
+    ["Value", (e) => number(e.value), "n"], ["Limit", (e) => number(e.limit), "n"], ["From (UTC)", (e) => time(e.start_ms)]];
+  const sent = [["Target", (d) => d.target], ["Action", (d) => d.action], ["Outcome", (d) => d.outcome], ["Attempts", (d) => d.attempts, "n"], ["At (UTC)", (d) => time(d.at_ms)]];
+  return el("details", { class: incident.state, open: opened.has(incident.id) ? "" : null, toggle: (event) => opened[event.target.open ? "add" : "delete"](incident.id) },
+    el("summary", {}, el("span", { class: `chip ${incident.state}` }, incident.state), el("strong", {}, incident.title),
+      el("span", { class: "meta" }, `${CAUSES[incident.cause] ?? incident.cause} · ${advice} · since ${time(incident.onset_ms)}, found ${time(incident.opened_ms)}${until} (UTC)`)),
+    el("p", {}, incident.reason),
+    el("h3", {}, "Timeline"), table([["At (UTC)", (t) => time(t.at_ms)], ["What", (t) => t.what, "text"]], incident.timeline),
+    el("h3", {}, "Evidence"), el("div", { class: "scroll" }, table(evidence, incident.evidence)),
+    el("h3", {}, "Deliveries"), mine.length ? el("div", { class: "scroll" }, table(sent, mine)) : empty("Nothing was sent."));
+}
+
+function incidents(found, deliveries) {
+  const order = { firing: 0, pending: 1, resolved: 2 };
+  const sorted = [...found].sort((a, b) => order[a.state] - order[b.state] || b.opened_ms - a.opened_ms);
+  $("incidents").replaceChildren(...(sorted.length ? sorted.map((incident) => incidentCard(incident, deliveries)) : [empty("None. Quiet is good.")]));
+}
+
+async function drift(model) {
+  const statistic = options("statistic", STATISTICS);
+  const size = Number(options("size", [...model.sizes_ms].sort((a, b) => a - b), (ms) => duration(Number(ms))));
+  const version = options("version", model.versions);
+  const { items } = await ask(`${modelPath(model.model)}/verdicts`, { statistic, version });
+  const cells = items.filter((v) => v.segment === "" && v.size_ms === size && v.feature)
+    .map((v) => ({ ...v, ratio: v.value === null || !v.limit ? null : v.value / v.limit }));
+  if (!cells.length) {
+    $("legend").replaceChildren();
+    $("heat").replaceChildren(empty(model.bins_id ? "Nothing was judged yet." : "The model calibrates itself: its first events become the reference."));
+    return;
+  }
+  const first = $("heat").querySelector("rect") === null;
+  const scrolled = $("heat").scrollLeft;
+  $("heat").replaceChildren(heatMap(cells, (cell) => { shownCell = { model: model.model, cell }; distribution(); }));
+  $("heat").scrollLeft = first ? $("heat").scrollWidth : scrolled; // on a phone the latest windows are the first thing to see
+  $("legend").replaceChildren(heatLegend());
+}
+
+async function distribution() {
+  if (!shownCell) return;
+  const { model, cell } = shownCell;
+  const title = el("h3", {}, `${cell.feature}, window of ${duration(cell.size_ms)} from ${time(cell.start_ms)} UTC, version ${cell.version}`);
+  try {
+    const shown = await ask(`${modelPath(model)}/features/${encodeURIComponent(cell.feature)}`, { version: cell.version, size_ms: cell.size_ms, start_ms: cell.start_ms });
+    const unseen = Object.keys(shown.unseen).slice(0, 5).join(", ");
+    $("distribution").replaceChildren(title, el("p", { class: "hint" }, `Wide bars: reference. Narrow bars: this window, ${number(shown.n)} values.${unseen ? ` Never seen before: ${unseen}.` : ""}`), el("div", { class: "scroll" }, bins(shown)));
+  } catch (error) {
+    $("distribution").replaceChildren(title, empty(error.message));
+  }
+}
+
+async function performance(model) {
+  const { items } = await ask(`${modelPath(model.model)}/performance`);
+  const metrics = [...new Set(items.flatMap((row) => Object.keys(row.metrics)))].sort();
+  const metric = options("metric", metrics);
+  const sizes = [...new Set(items.map((row) => row.size_ms))];
+  const size = sizes.includes(Number($("size").value)) ? Number($("size").value) : Math.max(...sizes, 0);
+  const rows = items.filter((row) => row.size_ms === size && row.segment === "" && row.metrics[metric] !== undefined).sort((a, b) => a.start_ms - b.start_ms);
+  const series = [...new Set(rows.map((row) => row.version))].sort().map((version) => ({
+    name: `version ${version}`,
+    points: rows.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, y: row.metrics[metric], note: `${number(row.labelled)} of ${number(row.predictions)} labelled` })),
+  }));
+  $("performance").replaceChildren(series.length ? lines(series, { label: `${metric} by version over time` }) : empty("No labels have come yet."));
+}
+
+function ledger(report) {
+  const count = (name, words = name) => [words, (row) => number(row[name]), "n"];
+  const columns = [["Partition", (row) => row.partition], ["Offsets", (row) => (row.end === undefined ? "" : `${number(row.start)} – ${number(row.end)}`)], count("events"), count("on_time", "on time"), count("late"),
+    count("dead", "dead letters"), count("calibrating"), count("pending"), count("unaccounted")];
+  const total = { ...report.total, partition: "total" };
+  $("ledger").replaceChildren(report.rows.length ? table(columns, [...report.rows, total]) : empty("No events yet."),
+    ...report.holes.map((hole) => el("p", { class: "hint" }, `Partition ${hole.partition}: offsets ${hole.start} to ${hole.end} were passed: ${hole.reason}`)));
+}
+
+async function draw() {
+  const [{ items: models }, report] = await Promise.all([ask("/api/v1/models"), ask("/api/v1/ledger")]);
+  const name = options("model", models.map((model) => model.model));
+  const model = models.find((one) => one.model === name);
+  if (!model) {
+    $("status").textContent = "no model yet: write a prediction to Kafka, or run driftline apply";
+    return;
+  }
+  const [found, sent] = await Promise.all([ask("/api/v1/incidents", { model: name, limit: 100 }), ask("/api/v1/deliveries")]);
+  $("main").hidden = false;
+  tiles(model, found.items, report);
+  incidents(found.items, sent.items);
+  ledger(report);
+  await drift(model);
+  await performance(model);
+  $("status").textContent = `updated ${new Date().toISOString().slice(11, 19)} UTC`;
+}
+
+let drawing = false, again = false;
+
+async function refresh() {
+  again = drawing;
+  if (drawing) return;
+  drawing = true;
+  try {
+    await draw();
+    $("status").className = "";
+    $("login").hidden = true;
+  } catch (error) {
+    $("status").className = "bad";
+    $("status").textContent = error instanceof KeyNeeded ? "the API asks for its key" : `not updated: ${error.message}`;
+    if (error instanceof KeyNeeded) $("login").hidden = false;
+  } finally {
+    drawing = false;
+  }
+  if (again) refresh();
+}
+
+for (const id of ["model", "statistic", "size", "version", "metric"]) {
+  $(id).addEventListener("change", (event) => choose(id, event.target.value));
+}
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("driftline-key", $("key").value);
+  $("key").value = "";
+  refresh();
+});
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
+setInterval(() => document.hidden || refresh(), EVERY_MS);
+refresh();

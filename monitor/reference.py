@@ -1,0 +1,416 @@
+"""The reference: what a model's world looked like when all was well. Versioned, hashed, never changed silently.
+
+Built in two passes over a source of any size, in bounded memory: the first draws a sample of each column and cuts the bins, the second
+counts every row into them, per segment and per block of time. The blocks calibrate the statistics (``monitor.calibration``) and are
+then dropped.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+
+from monitor import binning
+from monitor.binning import Bins, Codes, Floats, Raw
+from monitor.calibration import Null, calibrate, rate_design_effect
+from monitor.columns import OTHER_SEGMENT, Columns, from_batch
+from monitor.errors import ConfigError, IncompatibleError
+from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile, profile_groups
+from monitor.spec import ModelSpec
+
+SAMPLE: Final = 1 << 17  # values kept per numeric column: quantiles to about 0.3 % of mass
+MAX_COUNTED_CATEGORIES: Final = 100_000
+MAX_BLOCKS: Final = 1_024
+MAX_BLOCK_CELLS: Final = 1 << 25  # 256 MiB of int64: more segments or bins make longer blocks
+TOP_SEGMENTS: Final = 32
+_OUTPUTS: Final = (PREDICTION, SCORE, LATENCY)
+_FORMAT: Final = 1
+
+Source = Callable[[], Iterable[Columns]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Frozen bins, what they held, and how much that varies by itself.
+
+    Attributes:
+        segments: dimension -> its values by traffic, at most ``TOP_SEGMENTS``; the rest is ``__other__``.
+        profiles: segment (``""`` is the whole model, else ``"carrier=UA"``) -> profile.
+        nulls: segment -> window size in ms -> how the statistics scatter when nothing is wrong.
+        accuracy: share of right predictions, where the source had labels; ``labelled`` of them.
+        accuracy_deff: design effect of that share over windows of the smallest size.
+        first_ms, last_ms: event times that it covers, both inclusive.
+    """
+
+    model: str
+    layout: Layout
+    segments: Mapping[str, tuple[str, ...]]
+    profiles: Mapping[str, Profile]
+    nulls: Mapping[str, Mapping[int, Null]]
+    first_ms: int
+    last_ms: int
+    accuracy: float | None = None
+    labelled: int = 0
+    accuracy_deff: float = 1.0
+    origin: str = field(default="", compare=False)
+
+    @property
+    def n(self) -> int:
+        """Events."""
+        return self.profiles[""].n
+
+    def segment_of(self, dimension: str, value: str) -> str:
+        """The segment that a value of a dimension belongs to."""
+        return f"{dimension}={value if value in self.segments[dimension] else OTHER_SEGMENT}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON form that round-trips exactly."""
+        return {
+            "format": _FORMAT,
+            "model": self.model,
+            "bins": {f.name: binning.to_dict(f.bins) for f in self.layout.fields},
+            "segments": {d: list(values) for d, values in self.segments.items()},
+            "profiles": {s: p.vector.tolist() for s, p in self.profiles.items()},
+            "nulls": {
+                s: {str(size): n.to_dict() for size, n in by.items()}
+                for s, by in self.nulls.items()
+            },
+            "first_ms": self.first_ms,
+            "last_ms": self.last_ms,
+            "accuracy": self.accuracy,
+            "labelled": self.labelled,
+            "accuracy_deff": self.accuracy_deff,
+            "origin": self.origin,
+        }
+
+    @property
+    def reference_id(self) -> str:
+        """Content hash."""
+        form = self.to_dict()
+        del form["origin"]
+        return binning.digest(msgspec.json.encode(form, order="deterministic").decode())
+
+    @staticmethod
+    def from_dict(form: dict[str, Any]) -> Reference:
+        """The reference whose ``to_dict`` is ``form``.
+
+        Raises:
+            IncompatibleError: of another format, or damaged.
+        """
+        try:
+            if form["format"] != _FORMAT:
+                raise IncompatibleError(
+                    f"reference format {form['format']}; this release reads {_FORMAT}"
+                )
+            layout = Layout({name: binning.from_dict(bins) for name, bins in form["bins"].items()})
+            vectors = {s: np.array(v, dtype=np.int64) for s, v in form["profiles"].items()}
+            if any(len(v) != layout.size for v in vectors.values()):
+                raise IncompatibleError("damaged reference: a profile does not fit its bins")
+            return Reference(
+                model=form["model"],
+                layout=layout,
+                segments={d: tuple(values) for d, values in form["segments"].items()},
+                profiles={s: Profile(layout, v) for s, v in vectors.items()},
+                nulls={
+                    s: {int(size): Null.from_dict(n) for size, n in by.items()}
+                    for s, by in form["nulls"].items()
+                },
+                first_ms=form["first_ms"],
+                last_ms=form["last_ms"],
+                accuracy=form["accuracy"],
+                labelled=form["labelled"],
+                accuracy_deff=form["accuracy_deff"],
+                origin=form["origin"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise IncompatibleError(f"damaged reference: {type(err).__name__}") from err
+
+
+def read_source(path: Path) -> Source:
+    """A reference file, readable several times, in batches: Parquet, CSV or Arrow by its suffix.
+
+    Raises:
+        ConfigError: missing, or of another kind.
+    """
+    formats = {
+        ".parquet": "parquet",
+        ".pq": "parquet",
+        ".csv": "csv",
+        ".arrow": "ipc",
+        ".feather": "ipc",
+    }
+    if path.suffix not in formats:
+        raise ConfigError(f"{path}: expected one of {', '.join(sorted(formats))}")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+
+    def batches() -> Iterator[Columns]:
+        try:
+            if formats[path.suffix] == "csv":
+                for batch in pacsv.open_csv(path):
+                    yield from_batch(batch, origin=str(path))
+            else:
+                dataset = pads.dataset(path, format=formats[path.suffix])
+                for batch in dataset.to_batches(batch_size=1 << 16):
+                    yield from_batch(batch, origin=str(path))
+        except (pa.ArrowException, OSError) as err:
+            raise ConfigError(f"{path}: cannot be read as {formats[path.suffix]}: {err}") from err
+
+    return batches
+
+
+def build(spec: ModelSpec, source: Source, *, origin: str = "") -> Reference:
+    """The reference of a model from past events in the order of time.
+
+    Raises:
+        ConfigError: no events.
+    """
+    draft = _Draft(spec)
+    for columns in source():
+        draft.see(columns)
+    if draft.n == 0:
+        raise ConfigError(f"{origin or spec.model}: the reference has no events")
+    layout, segments = draft.layout(), draft.segments()
+    count = _Count(spec, layout, segments, draft.first_ms, draft.last_ms)
+    for columns in source():
+        count.add(columns)
+    profiles = {
+        s: Profile(layout, layout.normalise(v.sum(axis=0))) for s, v in count.blocks.items()
+    }
+    labelled, right = (int(x) for x in count.truth.sum(axis=0))
+    return Reference(
+        model=spec.model,
+        layout=layout,
+        segments=segments,
+        profiles=profiles,
+        nulls={
+            s: calibrate(layout, blocks, count.block_ms, spec.windows)
+            for s, blocks in count.blocks.items()
+            if profiles[s].n > 0
+        },
+        first_ms=draft.first_ms,
+        last_ms=draft.last_ms,
+        accuracy=None if labelled == 0 else right / labelled,
+        labelled=labelled,
+        accuracy_deff=rate_design_effect(count.truth, min(spec.windows.sizes) // count.block_ms),
+        origin=origin,
+    )
+
+
+def dump(reference: Reference | None, spec: ModelSpec) -> bytes:
+    """A record of the ``models`` topic: spec and reference, compressed JSON."""
+    form = {
+        "spec": spec.model_dump(mode="json"),
+        "reference": None if reference is None else reference.to_dict(),
+    }
+    return zlib.compress(msgspec.json.encode(form))
+
+
+def load(value: bytes) -> tuple[ModelSpec, Reference | None]:
+    """Spec and reference of a record of the ``models`` topic.
+
+    Raises:
+        IncompatibleError: damaged, or of another release.
+    """
+    try:
+        form = msgspec.json.decode(zlib.decompress(value))
+        spec = ModelSpec.model_validate(form["spec"])
+        return spec, None if form["reference"] is None else Reference.from_dict(form["reference"])
+    except (zlib.error, msgspec.MsgspecError, ValueError, KeyError, TypeError) as err:
+        raise IncompatibleError(f"damaged model record: {type(err).__name__}") from err
+
+
+class _Draft:
+    """First pass: what the columns are. Mutable because it streams; one per build."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.n, self.first_ms, self.last_ms = 0, 2**62, -(2**62)
+        self._spec = spec
+        self._numeric: dict[str, _Sample] = {}
+        self._categories: dict[str, dict[str, int]] = {}
+        self._kinds: dict[str, str] = {name: f.type for name, f in spec.features.items()}
+        if spec.task in ("binary", "multiclass"):
+            self._kinds[PREDICTION] = "categorical"
+        self._kinds |= {SCORE: "numeric", LATENCY: "numeric"}
+        self._segments: dict[str, dict[str, int]] = {d: {} for d in spec.segments}
+
+    def see(self, columns: Columns) -> None:
+        if columns.n == 0:
+            return
+        self.n += columns.n
+        self.first_ms = min(self.first_ms, int(columns.ts_ms.min()))
+        self.last_ms = max(self.last_ms, int(columns.ts_ms.max()))
+        for name in (*(self._spec.features or columns.features), *_OUTPUTS):
+            self._see_field(name, columns.field(name))
+        for dimension, counts in self._segments.items():
+            _tally(counts, columns.segment_values(dimension))
+
+    def layout(self) -> Layout:
+        bins: dict[str, Bins] = {name: sample.cut() for name, sample in self._numeric.items()}
+        bins |= {name: binning.cut_categorical(counts) for name, counts in self._categories.items()}
+        return Layout(bins)
+
+    def segments(self) -> dict[str, tuple[str, ...]]:
+        return {
+            d: tuple(sorted(counts, key=lambda value: (-counts[value], value))[:TOP_SEGMENTS])
+            for d, counts in self._segments.items()
+        }
+
+    def _see_field(self, name: str, raw: Raw) -> None:
+        kind = self._kinds.get(name)
+        if kind is None:
+            kind = _infer(raw)
+            if kind is None:
+                return  # all missing so far
+            self._kinds[name] = kind
+        if kind == "categorical":
+            counts = self._categories.setdefault(name, {})
+            _tally(counts, raw.to_pylist() if isinstance(raw, pa.Array) else raw)
+            return
+        encoded = _WIDE.encode(raw)
+        assert encoded.values is not None
+        self._numeric.setdefault(name, _Sample()).add(encoded.values)
+
+
+class _Sample:
+    """Every ``stride``-th finite value: the stride doubles when ``SAMPLE`` would be passed. Deterministic."""
+
+    def __init__(self) -> None:
+        self._parts: list[Floats] = []
+        self._kept, self._seen, self._stride = 0, 0, 1
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, values: Floats) -> None:
+        values = values[np.isfinite(values)]
+        if values.size == 0:
+            return
+        self._low, self._high = min(self._low, values.min()), max(self._high, values.max())
+        self._parts.append(values[-self._seen % self._stride :: self._stride])
+        self._seen += values.size
+        self._kept += self._parts[-1].size
+        while self._kept > SAMPLE:
+            self._parts = [np.concatenate(self._parts)[::2]]
+            self._stride, self._kept = self._stride * 2, self._parts[0].size
+
+    def cut(self) -> binning.NumericBins:
+        if not self._parts:
+            return binning.cut_numeric(np.empty(0))
+        kept = np.concatenate(self._parts)
+        return binning.cut_numeric(
+            np.concatenate((kept, [self._low, self._high])) if self._stride > 1 else kept
+        )
+
+
+class _Count:
+    """Second pass: blocks of time, per segment. Mutable because it streams; one per build."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layout: Layout,
+        segments: Mapping[str, tuple[str, ...]],
+        first_ms: int,
+        last_ms: int,
+    ) -> None:
+        pane = spec.windows.pane
+        self._start = first_ms // pane * pane
+        names = [
+            "",
+            *(f"{d}={v}" for d, values in segments.items() for v in (*values, OTHER_SEGMENT)),
+        ]
+        most = max(1, min(MAX_BLOCKS, MAX_BLOCK_CELLS // (layout.size * len(names))))
+        panes = (last_ms - self._start) // pane + 1
+        self.block_ms = pane * -(-panes // most)
+        count = (last_ms - self._start) // self.block_ms + 1
+        self.blocks = {name: np.zeros((count, layout.size), dtype=np.int64) for name in names}
+        self.truth = np.zeros((count, 2), dtype=np.int64)  # labelled, and right
+        self._layout, self._segments = layout, segments
+
+    def add(self, columns: Columns) -> None:
+        block = ((columns.ts_ms - self._start) // self.block_ms).astype(np.intp)
+        encoded = columns.encode(self._layout)
+        present, where = np.unique(block, return_inverse=True)
+        self._put(
+            "", present, profile_groups(self._layout, encoded, columns.errors, where, len(present))
+        )
+        for dimension, values in self._segments.items():
+            index = {value: i for i, value in enumerate(values)}
+            codes = np.array(
+                [index.get(v, len(values)) for v in columns.segment_values(dimension)],
+                dtype=np.intp,
+            )
+            grouped = profile_groups(
+                self._layout,
+                encoded,
+                columns.errors,
+                codes * len(present) + where,
+                (len(values) + 1) * len(present),
+            )
+            for i, value in enumerate((*values, OTHER_SEGMENT)):
+                self._put(
+                    f"{dimension}={value}",
+                    present,
+                    grouped[i * len(present) : (i + 1) * len(present)],
+                )
+        self._compare(columns, block)
+
+    def _put(self, segment: str, blocks: Codes, profiles: list[Profile]) -> None:
+        for block, profile in zip(blocks, profiles, strict=True):
+            self.blocks[segment][block] += profile.vector
+
+    def _compare(self, columns: Columns, block: Codes) -> None:
+        if columns.labels is None:
+            return
+        labels = [binning.category_text(label) for label in _list(columns.labels)]
+        predictions = [
+            binning.category_text(prediction) for prediction in _list(columns.field(PREDICTION))
+        ]
+        known = np.array(
+            [a is not None and b is not None for a, b in zip(labels, predictions, strict=True)],
+            dtype=bool,
+        )
+        right = (
+            np.array([a == b for a, b in zip(labels, predictions, strict=True)], dtype=bool) & known
+        )
+        np.add.at(self.truth[:, 0], block[known], 1)
+        np.add.at(self.truth[:, 1], block[right], 1)
+
+
+def _list(raw: Raw) -> list[Any]:
+    return raw.to_pylist() if isinstance(raw, pa.Array) else list(raw)
+
+
+def _tally(counts: dict[str, int], values: Iterable[Any]) -> None:
+    for value in values:
+        text = binning.category_text(value)
+        if text is not None and (text in counts or len(counts) < MAX_COUNTED_CATEGORIES):
+            counts[text] = counts.get(text, 0) + 1
+
+
+def _infer(raw: Raw) -> str | None:
+    """``numeric`` if every value that is there is a number, ``categorical`` else, ``None`` if nothing is there."""
+    if isinstance(raw, pa.Array):
+        if raw.null_count == len(raw):
+            return None
+        t = raw.type
+        return (
+            "numeric"
+            if pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_boolean(t)
+            else "categorical"
+        )
+    kinds = {type(value) for value in raw} - {type(None)}
+    if not kinds:
+        return None
+    return "numeric" if kinds <= {int, float, bool} else "categorical"
+
+
+_WIDE: Final = binning.NumericBins(np.empty(0), -np.inf, np.inf, 0.0, 1.0)

@@ -1,0 +1,175 @@
+"""From labelled predictions to performance windows: rows are grouped by place, and each group is measured.
+
+Pure: the same rows give the same messages, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from monitor import performance
+from monitor.performance import MISSING, Floats, Ints, Measured
+from monitor.spec import ModelSpec
+from monitor.tables import value_text
+from monitor.wire import Performance
+
+Place: TypeAlias = tuple[str, str, int]
+"""Version, segment (``""`` is the whole model) and window start in ms."""
+
+Rows: TypeAlias = npt.NDArray[np.intp]
+_Measure: TypeAlias = Callable[[Rows], Measured]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Outcomes:
+    """Labelled predictions of one model in the order of (event time, id): columns of ``n`` rows.
+
+    Attributes:
+        labels: labels that each prediction had so far, corrections included.
+        version: text.
+        segments: names of the segments that each is in, beside the whole model.
+        prediction: canonical text (``monitor.tables.value_text``), or null.
+        score: NaN where there is none.
+        label: canonical text.
+    """
+
+    ts_ms: Ints
+    label_ms: Ints
+    labels: Ints
+    version: pa.Array
+    segments: pa.ListArray
+    prediction: pa.Array
+    score: Floats
+    label: pa.Array
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.ts_ms)
+
+
+def measure(
+    spec: ModelSpec,
+    size_ms: int,
+    predictions: Mapping[Place, int],
+    outcomes: Outcomes,
+    *,
+    final_ms: int | None,
+) -> list[Performance]:
+    """One message per place, in the order of start.
+
+    Args:
+        spec: the model; its task is not ``none``.
+        size_ms: size of the windows.
+        predictions: how many predictions each place has, with labels or without: the places to measure.
+        outcomes: labelled predictions, at least all those of these places.
+        final_ms: a window that ends by then is final; ``None``: none is.
+    """
+    measured = _measure(spec, outcomes)
+    groups = dict(_groups(outcomes, size_ms, predictions))
+    nothing = np.empty(0, dtype=np.intp)
+    messages = []
+    for place in sorted(predictions, key=lambda p: (p[2], p[0], p[1])):
+        rows = groups.get(place, nothing)
+        version, segment, start = place
+        n = max(predictions[place], len(rows))
+        result = measured(rows)
+        p50, p95 = performance.delay_quantiles_ms(outcomes.label_ms[rows] - outcomes.ts_ms[rows])
+        messages.append(
+            Performance(
+                model=spec.model,
+                version=version,
+                segment=segment,
+                size_ms=size_ms,
+                start_ms=start,
+                revision=int(outcomes.labels[rows].sum()),
+                predictions=n,
+                labelled=len(rows),
+                errors=result.errors,
+                final=final_ms is not None and start + size_ms <= final_ms,
+                metrics={"label_coverage": len(rows) / n, **result.metrics},
+                label_delay_p50_ms=p50,
+                label_delay_p95_ms=p95,
+            )
+        )
+    return messages
+
+
+def _groups(
+    outcomes: Outcomes, size_ms: int, wanted: Mapping[Place, int]
+) -> Iterator[tuple[Place, Rows]]:
+    """Rows of each place, ascending. O(m log m) in the rows times their segments."""
+    if outcomes.n == 0:
+        return
+    versions = outcomes.version.dictionary_encode()
+    names = outcomes.segments.flatten().dictionary_encode()
+    lengths = outcomes.segments.value_lengths().to_numpy(zero_copy_only=False)
+    every = np.arange(outcomes.n)
+    rows = np.concatenate((every, np.repeat(every, lengths)))
+    # Code 0 is the whole model.
+    segment = np.concatenate((np.zeros(outcomes.n, np.int64), _codes(names) + 1))
+    version = _codes(versions)[rows]
+    start = outcomes.ts_ms[rows] // size_ms * size_ms
+    keep = np.isin(start, [place[2] for place in wanted])
+    rows, segment, version, start = rows[keep], segment[keep], version[keep], start[keep]
+    order = np.lexsort((rows, start, version, segment))
+    rows, segment, version, start = rows[order], segment[order], version[order], start[order]
+    changes = (np.diff(segment) != 0) | (np.diff(version) != 0) | (np.diff(start) != 0)
+    bounds = [0, *(np.flatnonzero(changes) + 1), len(rows)]
+    segment_names = ["", *names.dictionary.to_pylist()]
+    version_names = versions.dictionary.to_pylist()
+    for first, stop in pairwise(bounds):
+        if first < stop:
+            at = (version_names[version[first]], segment_names[segment[first]], int(start[first]))
+            yield at, rows[first:stop]
+
+
+def _measure(spec: ModelSpec, outcomes: Outcomes) -> _Measure:
+    """The metrics of a choice of rows, for the task of the model."""
+    match spec.task:
+        case "binary":
+            positive = value_text(spec.score.positive_class)
+            label = _flags(outcomes.label, positive)
+            prediction = _flags(outcomes.prediction, positive)
+            score = outcomes.score
+            return lambda rows: performance.binary(label[rows], prediction[rows], score[rows])
+        case "multiclass":
+            both = pa.concat_arrays([outcomes.label, outcomes.prediction]).dictionary_encode()
+            codes = _codes(both)
+            label, prediction = codes[: outcomes.n], codes[outcomes.n :]
+            return lambda rows: performance.multiclass(label[rows], prediction[rows])
+        case "regression":
+            true, given = _numbers(outcomes.label), _numbers(outcomes.prediction)
+            return lambda rows: performance.regression(true[rows], given[rows])
+        case "none":
+            raise ValueError(f"{spec.model} has no task: there is nothing to measure")
+
+
+def _flags(texts: pa.Array, positive: str | None) -> Ints:
+    """1 where the text is the positive class, 0 where it is another, ``MISSING`` where it is null."""
+    flags = pc.cast(pc.equal(texts, pa.scalar(positive, pa.string())), pa.int64())
+    return np.asarray(pc.fill_null(flags, MISSING).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _codes(encoded: pa.DictionaryArray) -> Ints:
+    codes = pc.fill_null(pc.cast(encoded.indices, pa.int64()), MISSING)
+    return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _numbers(texts: pa.Array) -> Floats:
+    return np.array([_number(text) for text in texts.to_pylist()], dtype=np.float64)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float("nan") if text is None else float(text)
+    except ValueError:
+        return float("nan")  # a label that is no number is no label of a regression

@@ -1,0 +1,397 @@
+"""What an operator can set: one frozen tree. ``monitor.environment`` fills it.
+
+Each field has a default and a description; help texts and the README's table are made from these, so there is nothing
+to keep in step. Seconds are ``_s``, sizes are ``_bytes``, and secrets are ``SecretStr``: their ``repr`` is stars.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from typing_extensions import override
+
+PREFIX: Final = "DRIFTLINE_"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # a name may resolve to anything
+
+
+def _split(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class KafkaSettings(_Group):
+    """The broker, and how topics are laid out on it."""
+
+    bootstrap: str = Field(
+        default="127.0.0.1:9092",
+        min_length=3,
+        description="HOST:PORT[,HOST:PORT...] of the brokers.",
+    )
+    topic_prefix: str = Field(
+        default="driftline.",
+        pattern=r"^[A-Za-z0-9._-]{0,64}$",
+        description="Prefix of every topic and consumer group.",
+    )
+    client_id: str = Field(default="driftline", description="Client id that the brokers see.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT",
+        description="Transport security. Certificates and host names are always verified.",
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="SASL mechanism, where the protocol is SASL_*."
+    )
+    sasl_username: str = Field(default="", description="SASL user.")
+    sasl_password: SecretStr = Field(default=SecretStr(""), description="SASL password.")
+    ssl_ca_location: Path | None = Field(
+        default=None, description="CA certificates (PEM); the system's if empty."
+    )
+    ssl_certificate_location: Path | None = Field(
+        default=None, description="Client certificate (PEM) for mutual TLS."
+    )
+    ssl_key_location: Path | None = Field(
+        default=None, description="Private key (PEM) of the client certificate."
+    )
+    ssl_key_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of the private key."
+    )
+    session_timeout_s: float = Field(
+        default=45.0, ge=3, le=1800, description="A worker silent for this long loses its work."
+    )
+    predictions_partitions: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="Partitions of predictions, labels and scored, when they are created.",
+    )
+    detector_partitions: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Partitions of the detector's topics. Fixed for life: state lives by partition.",
+    )
+    replication_factor: int = Field(
+        default=1, ge=1, le=15, description="Copies of every topic that is created."
+    )
+
+    @model_validator(mode="after")
+    def _user_for_sasl(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not self.sasl_username:
+            raise ValueError("security_protocol is SASL_*: sasl_username is missing")
+        return self
+
+    @property
+    def security(self) -> dict[str, str]:
+        """The security options under librdkafka's names. Holds secrets."""
+        if self.security_protocol == "PLAINTEXT":
+            return {}
+        options: dict[str, object] = {
+            "security.protocol": self.security_protocol,
+            "ssl.ca.location": self.ssl_ca_location,
+            "ssl.certificate.location": self.ssl_certificate_location,
+            "ssl.key.location": self.ssl_key_location,
+            "ssl.key.password": self.ssl_key_password.get_secret_value(),
+        }
+        if self.security_protocol.startswith("SASL"):
+            options["sasl.mechanism"] = self.sasl_mechanism
+            options["sasl.username"] = self.sasl_username
+            options["sasl.password"] = self.sasl_password.get_secret_value()
+        return {name: str(value) for name, value in options.items() if value}
+
+
+class ClickHouseSettings(_Group):
+    """The database, over ClickHouse's HTTP interface."""
+
+    url: str = Field(
+        default="http://127.0.0.1:8123",
+        description="http(s)://HOST:PORT, without user and password.",
+    )
+    user: str = Field(default="default", description="User.")
+    password: SecretStr = Field(default=SecretStr(""), description="Password.")
+    database: str = Field(
+        default="driftline",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        description="Database; created by the migrations.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("no user and password in the address: set user and password")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("only http(s)://HOST:PORT: the database is a setting of its own")
+        if re.fullmatch(r"([^:\[\]]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", parts.netloc) is None:
+            raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
+        return value.rstrip("/")
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection is TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def host(self) -> str:
+        """Host name or address, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Port; ClickHouse's own default where the address has none."""
+        return urlsplit(self.url).port or (8443 if self.secure else 8123)
+
+
+class LimitSettings(_Group):
+    """What an event may cost. Beyond a limit an event goes to the dead letters, with the reason."""
+
+    message_bytes: int = Field(
+        default=1 << 20, ge=1024, le=64 << 20, description="Largest message."
+    )
+    features: int = Field(default=2_000, ge=1, le=10_000, description="Features of one event.")
+    category_bytes: int = Field(
+        default=256, ge=8, le=4096, description="Longest category, in UTF-8 bytes."
+    )
+    json_depth: int = Field(default=8, ge=3, le=64, description="Deepest nesting of a JSON event.")
+    max_future_s: float = Field(
+        default=300.0, ge=0, description="How far an event's ts may be ahead of the clock."
+    )
+    max_age_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="How far ts may be behind the clock; off if empty, since replays of history are normal.",
+    )
+    models: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Models that are followed; further ones are refused.",
+    )
+    auto_register: bool = Field(
+        default=True, description="Follow an unknown model; otherwise its events are dead letters."
+    )
+
+
+class ProfilerSettings(_Group):
+    """From predictions to profiles."""
+
+    batch_events: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Messages of one batch, and so of one transaction.",
+    )
+    batch_wait_s: float = Field(
+        default=0.5, gt=0, le=60, description="A batch that is not full is closed after this time."
+    )
+    idle_after_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="A partition read to its end for this long no longer holds the watermark back.",
+    )
+    heartbeat_s: float = Field(
+        default=10.0, gt=0, le=60, description="Watermarks are sent at least this often."
+    )
+    instance: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=128,
+        description="Lasting name of this profiler, distinct among those of one host; the host's name if not set.",
+    )
+
+
+class DetectorSettings(_Group):
+    """From profiles to verdicts and incidents."""
+
+    data_dir: Path = Field(
+        default=Path(".driftline/detector"),
+        description="Scratch directory of the worker; may be lost.",
+    )
+    stalled_after_s: float = Field(
+        default=60.0,
+        ge=10,
+        description="With lag and no progress for this long, the worker ends to be restarted.",
+    )
+
+
+class SinkSettings(_Group):
+    """From Kafka to ClickHouse."""
+
+    batch_rows: int = Field(default=50_000, ge=1, le=1_000_000, description="Rows of one insert.")
+    batch_wait_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="A batch that is not full is inserted after this time.",
+    )
+
+
+class EvaluatorSettings(_Group):
+    """From labels to performance."""
+
+    interval_s: float = Field(
+        default=1.0, gt=0, le=3600, description="Pause between two looks for new labels."
+    )
+
+
+class DispatcherSettings(_Group):
+    """From the outbox to webhooks."""
+
+    allowed_networks: Names = Field(
+        default=(),
+        description="Networks (CIDR, comma-separated) that webhooks may reach although they are not public.",
+    )
+    timeout_s: float = Field(default=10.0, gt=0, le=120, description="One delivery attempt.")
+    max_age_s: float = Field(
+        default=86_400.0,
+        gt=0,
+        description="Delivery is retried for this long, then given up as expired.",
+    )
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)  # its message names the network and what is wrong
+        return value
+
+
+class ApiSettings(_Group):
+    """The HTTP API and the page."""
+
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; beyond loopback only with a key."
+    )
+    port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on.")
+    key: SecretStr = Field(
+        default=SecretStr(""), description="Key that callers send as X-API-Key; open if empty."
+    )
+    page_size: int = Field(default=5_000, ge=1, le=10_000, description="Most rows of one answer.")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if not is_loopback(self.host) and not self.key.get_secret_value():
+            raise ValueError(
+                f"listening on {self.host} needs a key: set DRIFTLINE_API__KEY or DRIFTLINE_API__KEY_FILE"
+            )
+        return self
+
+
+class MetricsSettings(_Group):
+    """Prometheus metrics, one port per process."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address of /metrics. It has no key: keep it in your own network.",
+    )
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="Port of /metrics; 0 is off. The API serves its own as well.",
+    )
+
+
+class LogSettings(_Group):
+    """Logs, on standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least level that is written."
+    )
+    format: Literal["auto", "console", "logfmt", "json"] = Field(
+        default="auto", description="auto is console on a terminal and logfmt elsewhere."
+    )
+
+
+class EmbeddedSettings(_Group):
+    """The broker and the database that `driftline up` brings along."""
+
+    data_dir: Path = Field(
+        default=Path(".driftline"),
+        description="Where they keep their data and the processes their logs.",
+    )
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with ``monitor.environment.load``: the constructor's errors are pydantic's."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,  # compose files write ${NAME:-}
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    limits: LimitSettings = LimitSettings()
+    profiler: ProfilerSettings = ProfilerSettings()
+    detector: DetectorSettings = DetectorSettings()
+    sink: SinkSettings = SinkSettings()
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    dispatcher: DispatcherSettings = DispatcherSettings()
+    api: ApiSettings = ApiSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
+    embedded: EmbeddedSettings = EmbeddedSettings()
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before what ``load`` passes in: secret files and the YAML file."""
+        if isinstance(env_settings, EnvSettingsSource):
+            # NAME_FILE is not a field: monitor.environment reads the file and passes in its content.
+            env_settings.env_vars = {
+                name: value
+                for name, value in env_settings.env_vars.items()
+                if not name.endswith("_file")
+            }
+        return env_settings, init_settings

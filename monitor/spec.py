@@ -1,0 +1,269 @@
+"""What a user says about a model: one YAML file, checked once, with an error that names the line of thought to change.
+
+A spec holds references to secrets (``env:NAME``, ``file:/path``), never a secret: it travels on Kafka and is shown by the API.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from monitor.errors import ConfigError
+
+_UNITS_MS: Final = {
+    "ms": 1,
+    "s": 1_000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 604_800_000,
+}
+_DURATION: Final = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
+_SECRET: Final = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/\S+)")
+MAX_WINDOWS: Final = 8  # window sizes of a model: each costs an accumulator per segment
+MAX_SEGMENTS: Final = 8
+
+
+def parse_duration_ms(text: object) -> int:
+    """Milliseconds of ``"90s"``, ``"5m"``, ``"1h"``, ``"7d"``, ``"1w"``.
+
+    Raises:
+        ValueError: no number with one of these units.
+    """
+    match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration such as 30s, 10m, 1h or 7d")
+    return int(match[1]) * _UNITS_MS[match[2]]
+
+
+def format_duration(ms: int) -> str:
+    """The shortest exact form: ``86_400_000`` is ``"1d"``."""
+    for unit, size in sorted(_UNITS_MS.items(), key=lambda item: -item[1]):
+        if ms and ms % size == 0:
+            return f"{ms // size}{unit}"
+    return f"{ms}ms"
+
+
+def _duration(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return parse_duration_ms(value)
+
+
+def _secret(value: object) -> str:
+    if not isinstance(value, str) or _SECRET.fullmatch(value) is None:
+        # The value itself is never quoted: it may be the secret.
+        raise ValueError("give a reference, env:NAME or file:/path, not the secret itself")
+    return value
+
+
+def _address(value: object) -> str:
+    if isinstance(value, str) and _SECRET.fullmatch(value):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"https?://[^\s@]+", value):
+        return value
+    raise ValueError("give an http(s) address without user and password, or env:NAME or file:/path")
+
+
+Duration = Annotated[int, BeforeValidator(_duration), Field(gt=0)]
+SecretRef = Annotated[str, BeforeValidator(_secret)]
+Address = Annotated[str, BeforeValidator(_address)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureSpec(_Strict):
+    """How a feature is read. ``numeric`` takes numbers and booleans; ``categorical`` takes strings, and numbers as their text."""
+
+    type: Literal["numeric", "categorical"]
+
+
+class ScoreSpec(_Strict):
+    """What ``score`` means: the probability of ``positive_class``."""
+
+    positive_class: int | str | bool = 1
+
+
+class Calibration(_Strict):
+    """How many first events become the reference."""
+
+    events: int = Field(default=5_000, ge=100, le=200_000)
+
+
+class ReferenceSpec(_Strict):
+    """Where the reference comes from: a file of past predictions, or the first events."""
+
+    file: Path | None = None
+    calibrate: Calibration | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.file is None) == (self.calibrate is None):
+            raise ValueError("give either file or calibrate")
+        return self
+
+
+class WindowSpec(_Strict):
+    """Event time is cut into panes; windows are whole panes. All in milliseconds, written as durations."""
+
+    pane: Duration = 10_000
+    sizes: tuple[Duration, ...] = (60_000, 3_600_000)
+    lateness: Duration = 5_000
+
+    @model_validator(mode="after")
+    def _whole_panes(self) -> Self:
+        if not 1 <= len(self.sizes) <= MAX_WINDOWS:
+            raise ValueError(f"give 1 to {MAX_WINDOWS} window sizes")
+        for size in self.sizes:
+            if size % self.pane:
+                raise ValueError(
+                    f"window {format_duration(size)} is not a whole number of panes of {format_duration(self.pane)}"
+                )
+        if len(set(self.sizes)) != len(self.sizes):
+            raise ValueError("a window size is given twice")
+        return self
+
+
+class AlarmBudget(_Strict):
+    """False alarms that the user accepts, per model."""
+
+    false_alarms: float = Field(default=1.0, gt=0)
+    per: Duration = 30 * 86_400_000
+
+
+class LabelSpec(_Strict):
+    """When labels are due. A performance window is final once this long has passed after its end."""
+
+    expected_delay: Duration = 86_400_000
+
+
+class SlackTarget(_Strict):
+    """A Slack incoming webhook: its address is a secret."""
+
+    url: SecretRef
+
+
+class PagerDutyTarget(_Strict):
+    """A PagerDuty Events v2 integration. ``url`` is for a proxy or a test receiver."""
+
+    routing_key: SecretRef
+    url: Address = "https://events.pagerduty.com/v2/enqueue"
+
+
+class WebhookTarget(_Strict):
+    """A receiver of CloudEvents, signed per Standard Webhooks."""
+
+    url: Address
+    secret: SecretRef
+
+
+class NotifyTarget(_Strict):
+    """One target. ``name`` tells two of one kind apart; it defaults to the kind."""
+
+    name: str = Field(default="", max_length=64)
+    slack: SlackTarget | None = None
+    pagerduty: PagerDutyTarget | None = None
+    webhook: WebhookTarget | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(t is not None for t in (self.slack, self.pagerduty, self.webhook)) != 1:
+            raise ValueError("a notify entry has exactly one of slack, pagerduty and webhook")
+        return self
+
+    @property
+    def kind(self) -> Literal["slack", "pagerduty", "webhook"]:
+        """Which of the three it is."""
+        if self.slack is not None:
+            return "slack"
+        return "pagerduty" if self.pagerduty is not None else "webhook"
+
+    @property
+    def target(self) -> str:
+        """The name under which it stands in the outbox."""
+        return self.name or self.kind
+
+
+class ActionSpec(_Strict):
+    """A guarded action. It is off unless it stands in the spec; then a person approves it unless ``approval: auto``."""
+
+    webhook: WebhookTarget
+    approval: Literal["manual", "auto"] = "manual"
+    dry_run: bool = False
+    cooldown: Duration = 86_400_000
+    per_day: int = Field(default=1, ge=1, le=100)
+
+
+class ActionsSpec(_Strict):
+    """The actions that a model allows."""
+
+    retrain: ActionSpec | None = None
+    rollback: ActionSpec | None = None
+
+
+class ModelSpec(_Strict):
+    """A model as its owner describes it. Everything but the name has a default."""
+
+    model: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    task: Literal["binary", "multiclass", "regression", "none"] = "none"
+    features: dict[str, FeatureSpec] = Field(default_factory=dict, max_length=2_000)
+    score: ScoreSpec = ScoreSpec()
+    segments: tuple[str, ...] = Field(default=(), max_length=MAX_SEGMENTS)
+    reference: ReferenceSpec = ReferenceSpec(calibrate=Calibration())
+    windows: WindowSpec = WindowSpec()
+    alarm_budget: AlarmBudget = AlarmBudget()
+    labels: LabelSpec = LabelSpec()
+    notify: tuple[NotifyTarget, ...] = Field(default=(), max_length=16)
+    actions: ActionsSpec = ActionsSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [target.target for target in self.notify]
+        if len(set(names)) != len(names):
+            raise ValueError("two notify targets have one name: set name on them")
+        if {"retrain", "rollback"} & set(names):
+            raise ValueError("retrain and rollback are names of actions, not of notify targets")
+        unknown = [
+            s
+            for s in self.segments
+            if self.features and not s.startswith("tags.") and s not in self.features
+        ]
+        if unknown:
+            raise ValueError(f"segment {unknown[0]!r} is neither a feature nor tags.NAME")
+        return self
+
+
+def load_spec(path: Path) -> ModelSpec:
+    """The spec in a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or does not describe a model; one line, without the values.
+    """
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: cannot be read: {err}") from err
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{where}: not YAML") from err
+    return parse_spec(document, origin=str(path))
+
+
+def parse_spec(document: object, *, origin: str) -> ModelSpec:
+    """The spec in a parsed document; ``origin`` stands in the error."""
+    if not isinstance(document, dict):
+        raise ConfigError(f"{origin}: expected a mapping that starts with `model: NAME`")
+    try:
+        return ModelSpec.model_validate(document)
+    except ValidationError as err:
+        first = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "spec"
+        more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
+        raise ConfigError(f"{origin}: {where}: {first['msg']}{more}") from err

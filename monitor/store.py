@@ -1,0 +1,332 @@
+"""The one reader and writer of Driftline's tables.
+
+Rows go in as Arrow columns (``monitor.tables``); answers come out as typed values, times in epoch milliseconds, newest
+revision only. Every question is bounded: by model, by time where there is time, and by ``limit``. A ``Store`` may be
+shared by threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+import pyarrow as pa
+from clickhouse_connect.driver.client import Client
+
+from monitor import clickhouse, queries
+from monitor.binning import from_dict
+from monitor.clickhouse import ClickHouse
+from monitor.ledger import Ledger, Stored, reconcile
+from monitor.profile import Layout
+from monitor.settings import ClickHouseSettings
+from monitor.tables import TableName
+from monitor.wire import Delivery, Incident, IncidentState, LedgerEntry, Performance, VerdictStatus
+
+T = TypeVar("T")
+FOREVER_MS: Final = (
+    4_102_444_800_000  # 2100-01-01: "no upper bound", inside what DateTime64 can hold
+)
+
+
+class ModelRow(msgspec.Struct, frozen=True):
+    """A model and what was seen of it. Without ``bins_id`` it is calibrating itself; times are ``None`` without windows."""
+
+    model: str
+    spec: dict[str, Any]
+    bins_id: str
+    versions: list[str]
+    segments: list[str]
+    sizes_ms: list[int]
+    first_ms: int | None
+    last_ms: int | None
+
+
+class WindowRow(msgspec.Struct, frozen=True):
+    """A stored window: its events, those with an error, and how many late batches were added."""
+
+    version: str
+    segment: str
+    size_ms: int
+    start_ms: int
+    n: int
+    errors: int
+    contributions: int
+    bins_id: str
+
+
+class FeatureRow(msgspec.Struct, frozen=True):
+    """A field in one window, late contributions included. ``n`` counts values in bins."""
+
+    feature: str
+    start_ms: int
+    n: int
+    missing: int
+    nan: int
+    pos_inf: int
+    neg_inf: int
+    wrong_type: int
+    below: int
+    above: int
+    off_grid: int
+    mean: float | None
+    variance: float | None
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """A field's bins, in a window and in the reference. Bin ``i`` is ``[edges[i-1], edges[i])``, or category ``labels[i]``; the last category bin is ``other``."""
+
+    feature: str
+    bins_id: str
+    kind: str
+    edges: list[float]
+    labels: list[str]
+    reference: list[int]
+    counts: list[int]
+    n: int
+    unseen: dict[str, int]
+
+
+class VerdictRow(msgspec.Struct, frozen=True):
+    """One statistic of one judged window."""
+
+    version: str
+    segment: str
+    source: str
+    size_ms: int
+    start_ms: int
+    end_ms: int
+    kind: str
+    feature: str
+    statistic: str
+    status: str
+    value: float | None
+    limit: float | None
+    p_value: float | None
+    n: int
+    onset_ms: int | None
+    evidence: dict[str, float | int | str]
+
+
+def connect(settings: ClickHouseSettings) -> Store:
+    """A store on the database of ``settings``.
+
+    Raises:
+        TransientError: ClickHouse does not answer.
+        ConfigError: it refuses user or password.
+    """
+    return Store(ClickHouse(_client(settings), settings.database))
+
+
+def migrate(settings: ClickHouseSettings, *, dry_run: bool = False) -> list[str]:
+    """Bring the tables up to this release; names of what was (or would be) applied.
+
+    Raises:
+        TransientError, ConfigError: as ``connect``, and ``clickhouse.migrate``.
+    """
+    applied = clickhouse.migrate(_client(settings), settings.database, dry_run=dry_run)
+    return [f"{migration.version:04d}_{migration.name}" for migration in applied]
+
+
+def _client(settings: ClickHouseSettings) -> Client:
+    return clickhouse.open_client(
+        host=settings.host,
+        port=settings.port,
+        user=settings.user,
+        password=settings.password.get_secret_value(),
+        secure=settings.secure,
+    )
+
+
+class Store:
+    """Typed reads and writes. ``link`` is for SQL that only one caller needs."""
+
+    def __init__(self, link: ClickHouse) -> None:
+        self.link = link
+
+    def append(self, name: TableName, rows: pa.Table, *, token: str) -> None:
+        """Insert rows of ``tables.SCHEMAS[name]``; see ``ClickHouse.insert``. No rows is no insert."""
+        if rows.num_rows:
+            self.link.insert(name, rows, token=token)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.link.close()
+
+    def models(self) -> list[ModelRow]:
+        """Every model, by name."""
+        return self._read(list[ModelRow], queries.MODELS, {}, spec=msgspec.json.decode)
+
+    def layout(self, bins_id: str) -> Layout | None:
+        """The binning of this id, or ``None`` if it was never stored."""
+        rows = self.link.rows(
+            "SELECT feature, form FROM bins FINAL WHERE bins_id = {bins_id:String}",
+            {"bins_id": bins_id},
+        )
+        forms = {row["feature"]: msgspec.json.decode(row["form"]) for row in rows}
+        return Layout({name: from_dict(form) for name, form in forms.items()}) if forms else None
+
+    def windows(
+        self,
+        model: str,
+        *,
+        version: str | None = None,
+        segment: str = "",
+        size_ms: int | None = None,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+    ) -> list[WindowRow]:
+        """Windows that start in ``[from_ms, to_ms)``, newest first."""
+        return self._read(
+            list[WindowRow],
+            queries.WINDOWS,
+            _scope(model, version, segment, size_ms, from_ms, to_ms, limit),
+        )
+
+    def feature(
+        self,
+        model: str,
+        feature: str,
+        *,
+        version: str | None = None,
+        segment: str = "",
+        size_ms: int,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+    ) -> list[FeatureRow]:
+        """One field over time, newest first; versions added up unless one is given."""
+        return self._read(
+            list[FeatureRow],
+            queries.FEATURE,
+            {
+                **_scope(model, version, segment, size_ms, from_ms, to_ms, limit),
+                "feature": feature,
+            },
+        )
+
+    def distribution(
+        self,
+        model: str,
+        feature: str,
+        *,
+        version: str,
+        segment: str = "",
+        size_ms: int,
+        start_ms: int,
+    ) -> Distribution | None:
+        """A field's counts in one window beside the reference's, or ``None`` if there is no such window.
+
+        The reference counts are the whole model's: a segment has its own share of them only in the detector.
+        """
+        scope = _scope(model, version, segment, size_ms, start_ms, start_ms + 1, 1)
+        found = self._read(
+            list[Distribution],
+            queries.DISTRIBUTION,
+            {**scope, "feature": feature},
+            unseen=dict,
+        )
+        return found[0] if found else None
+
+    def verdicts(
+        self,
+        model: str,
+        *,
+        version: str | None = None,
+        segment: str | None = None,
+        feature: str | None = None,
+        statistic: str | None = None,
+        status: VerdictStatus | None = None,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+    ) -> list[VerdictRow]:
+        """Verdicts on windows that start in ``[from_ms, to_ms)``, newest first."""
+        parameters = {
+            **_scope(model, version, segment, None, from_ms, to_ms, limit),
+            "feature": feature,
+            "statistic": statistic,
+            "status": status,
+        }
+        return self._read(
+            list[VerdictRow], queries.VERDICTS, parameters, evidence=msgspec.json.decode
+        )
+
+    def performance(
+        self,
+        model: str,
+        *,
+        version: str | None = None,
+        segment: str = "",
+        size_ms: int | None = None,
+        final: bool = False,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+    ) -> list[Performance]:
+        """Performance windows that start in ``[from_ms, to_ms)``, newest first; with ``final`` only those whose labels were due."""
+        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit)
+        return self._read(
+            list[Performance], queries.PERFORMANCE, {**scope, "final": int(final)}, metrics=dict
+        )
+
+    def incidents(
+        self,
+        model: str | None = None,
+        *,
+        state: IncidentState | None = None,
+        limit: int = 100,
+    ) -> list[Incident]:
+        """Incidents, the last opened first."""
+        rows = self.link.rows(queries.INCIDENTS, {"model": model, "state": state, "limit": limit})
+        return [msgspec.json.decode(row["body"], type=Incident) for row in rows]
+
+    def incident(self, incident_id: str) -> Incident | None:
+        """One incident."""
+        rows = self.link.rows(
+            "SELECT body FROM incidents FINAL WHERE id = {id:String}", {"id": incident_id}
+        )
+        return msgspec.json.decode(rows[0]["body"], type=Incident) if rows else None
+
+    def deliveries(self, incident_id: str | None = None, *, limit: int = 500) -> list[Delivery]:
+        """What was sent, newest first."""
+        return self._read(
+            list[Delivery], queries.DELIVERIES, {"incident_id": incident_id, "limit": limit}
+        )
+
+    def ledger(self, *, drained: bool = False) -> Ledger:
+        """What became of every event; see ``monitor.ledger``."""
+        # Windows are stored before the entries that book them: asked for last, they are never behind.
+        entries = self._read(list[LedgerEntry], queries.LEDGER, {})
+        stored = self._read(list[Stored], queries.STORED, {})[0]
+        return reconcile(entries, stored, drained=drained)
+
+    def _read(
+        self, kind: type[T], query: str, parameters: Mapping[str, object], **decode: Any
+    ) -> T:
+        rows = self.link.rows(query, parameters)
+        for row in rows:
+            for name, decoded in decode.items():
+                row[name] = decoded(row[name])
+        return msgspec.convert(rows, kind)
+
+
+def _scope(
+    model: str,
+    version: str | None,
+    segment: str | None,
+    size_ms: int | None,
+    from_ms: int,
+    to_ms: int,
+    limit: int,
+) -> dict[str, object]:
+    return {
+        "model": model,
+        "version": version,
+        "segment": segment,
+        "size_ms": size_ms,
+        "from_ms": min(max(from_ms, 0), FOREVER_MS),
+        "to_ms": min(max(to_ms, 0), FOREVER_MS),
+        "limit": limit,
+    }

@@ -1,0 +1,219 @@
+"""Predictions meet their labels: the join, done by ClickHouse, and the questions that the evaluator asks about it.
+
+A prediction and its label are stored in any order, by different partitions, minutes or months apart. ``arrivals`` notes
+what was stored at which Kafka position; whichever of the two comes second finds the other by id, and the pair goes into
+``outcomes``, one row per prediction. Joining a range of positions again replaces rows by equal or newer ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from monitor.clickhouse import ClickHouse
+from monitor.scoring import Outcomes, Place
+
+Topic = Literal["labels", "scored"]
+
+_DAY_MS: Final = 86_400_000
+# A label's ts may be before its prediction's: clocks differ, and some labels carry a date only.
+SKEW_MS: Final = _DAY_MS
+HORIZON_MS: Final = (
+    180 * _DAY_MS
+)  # the retention of predictions: a later label finds nothing anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Positions ``[start, stop)`` of one partition of a topic."""
+
+    topic: Topic
+    partition: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Rows of one model and partition in some ranges: how many, and their event times."""
+
+    model: str
+    topic: Topic
+    partition: int
+    n: int
+    first_ms: int
+    last_ms: int
+
+
+class Truth:
+    """The join and what it knows, on one database."""
+
+    def __init__(self, link: ClickHouse) -> None:
+        self._link = link
+
+    def bounded(self, wanted: Range, rows: int) -> Range:
+        """The longest prefix of a range that holds about ``rows`` rows: a message is never cut."""
+        query = (
+            "SELECT max(position) AS last, count() AS n FROM (SELECT position FROM arrivals WHERE topic = {topic:String}"
+            " AND partition = {p0:UInt32} AND position >= {a0:UInt64} AND position < {b0:UInt64}"
+            " ORDER BY position LIMIT {rows:UInt32})"
+        )
+        parameters = {"topic": wanted.topic, "rows": rows, **_bounds([wanted])}
+        found = self._link.rows(query, parameters)[0]
+        if found["n"] < rows:
+            return wanted
+        return Range(wanted.topic, wanted.partition, wanted.start, int(found["last"]) + 1)
+
+    def arrived(self, ranges: Sequence[Range]) -> list[Arrived]:
+        """What was stored in ranges of one topic."""
+        if not ranges:
+            return []
+        topic = ranges[0].topic
+        query = _ARRIVED.replace("{inside}", _inside(ranges))
+        rows = self._link.rows(query, {"topic": topic, **_bounds(ranges)})
+        return [Arrived(topic=topic, **row) for row in rows]
+
+    def join(
+        self, ranges: Sequence[Range], arrived: Sequence[Arrived], *, unit_ms: int
+    ) -> list[int]:
+        """Join what arrived of one model in ranges of one topic.
+
+        Args:
+            ranges: of one topic.
+            arrived: what ``arrived(ranges)`` says about one model; not empty.
+            unit_ms: resolution of the answer.
+
+        Returns:
+            The starts, in whole units, of the event times of the predictions that have a label and were in these ranges.
+        """
+        first, last = min(a.first_ms for a in arrived), max(a.last_ms for a in arrived)
+        labels = arrived[0].topic == "labels"
+        parameters = {
+            "topic": arrived[0].topic,
+            "model": arrived[0].model,
+            "unit": unit_ms,
+            "from_ms": max(0, first - (HORIZON_MS if labels else 0)),
+            "to_ms": last + (SKEW_MS if labels else 0),
+            "labels_from_ms": max(0, first - (HORIZON_MS if labels else SKEW_MS)),
+            **_bounds(ranges),
+        }
+        ids = _IDS.replace("{inside}", _inside(ranges))
+        self._link.execute(_JOIN.replace("{ids}", ids), parameters)
+        touched = self._link.arrow(_TOUCHED.replace("{ids}", ids), parameters)
+        starts: list[int] = touched.column("start").to_pylist()
+        return starts
+
+    def outcomes(self, model: str, from_ms: int, to_ms: int) -> Outcomes:
+        """Labelled predictions with event times in ``[from_ms, to_ms)``."""
+        scope = {"model": model, "from_ms": from_ms, "to_ms": to_ms}
+        columns = self._link.arrow(_OUTCOMES, scope)
+        plain = {name: _array(columns.column(name)) for name in columns.column_names}
+        return Outcomes(
+            ts_ms=plain["ts_ms"].to_numpy(),
+            label_ms=plain["label_ms"].to_numpy(),
+            labels=pc.cast(plain["labels"], pa.int64()).to_numpy(),
+            version=plain["version"],
+            segments=plain["segments"],
+            prediction=plain["prediction"],
+            score=plain["score"].to_numpy(zero_copy_only=False),
+            label=plain["label"],
+        )
+
+    def predictions(self, model: str, size_ms: int, from_ms: int, to_ms: int) -> dict[Place, int]:
+        """Predictions by place, with event times in ``[from_ms, to_ms)``; windows at the ends are whole only if the bounds are theirs."""
+        scope = {"model": model, "size": size_ms, "from_ms": from_ms, "to_ms": to_ms}
+        rows = self._link.rows(_PREDICTIONS, scope)
+        return {(row["version"], row["segment"], row["start"]): row["n"] for row in rows}
+
+    def first_prediction_ms(self, model: str) -> int | None:
+        """Event time of the oldest prediction."""
+        query = (
+            "SELECT min(ts) AS first, count() AS n FROM predictions WHERE model = {model:String}"
+        )
+        query = f"SELECT toUnixTimestamp64Milli(first) AS first_ms, n FROM ({query})"  # noqa: S608 - constants
+        row = self._link.rows(query, {"model": model})[0]
+        return int(row["first_ms"]) if row["n"] else None
+
+    def closed_until_ms(self) -> dict[str, int]:
+        """By model, the latest end of a window that the detector closed."""
+        rows = self._link.rows(_CLOSED)
+        return {row["model"]: row["until_ms"] for row in rows}
+
+    def specs(self) -> Mapping[str, str]:
+        """By model, its spec as JSON."""
+        rows = self._link.rows("SELECT model, spec FROM models FINAL")
+        return {row["model"]: row["spec"] for row in rows}
+
+    def state(self) -> tuple[int, str | None]:
+        """Revision and text of the evaluator's saved state."""
+        rows = self._link.rows("SELECT revision, state FROM evaluator_state FINAL")
+        return (rows[0]["revision"], rows[0]["state"]) if rows else (0, None)
+
+    def save(self, revision: int, state: str) -> None:
+        """Save the evaluator's state as a whole."""
+        self._link.execute(
+            "INSERT INTO evaluator_state VALUES ('', {revision:UInt64}, {state:String})",
+            {"revision": revision, "state": state},
+        )
+
+
+def _inside(ranges: Sequence[Range]) -> str:
+    """Condition on partition and position; its values are the parameters of ``_bounds``."""
+    return " OR ".join(
+        f"(partition = {{p{i}:UInt32}} AND position >= {{a{i}:UInt64}} AND position < {{b{i}:UInt64}})"
+        for i in range(len(ranges))
+    )
+
+
+def _bounds(ranges: Sequence[Range]) -> dict[str, int]:
+    bounds: dict[str, int] = {}
+    for i, r in enumerate(ranges):
+        bounds |= {f"p{i}": r.partition, f"a{i}": r.start, f"b{i}": r.stop}
+    return bounds
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+_ARRIVED: Final = """
+SELECT model, partition, count() AS n, toUnixTimestamp64Milli(min(ts)) AS first_ms,
+  toUnixTimestamp64Milli(max(ts)) AS last_ms
+FROM arrivals WHERE topic = {topic:String} AND ({inside}) GROUP BY model, partition ORDER BY model, partition"""
+_IDS: Final = (
+    "SELECT id FROM arrivals WHERE topic = {topic:String} AND model = {model:String} AND ({inside})"
+)
+_AT: Final = "fromUnixTimestamp64Milli({%s:Int64}, 'UTC')"
+_FROM, _TO, _LABELS_FROM = _AT % "from_ms", _AT % "to_ms", _AT % "labels_from_ms"
+_SCOPE: Final = f"model = {{model:String}} AND ts >= {_FROM} AND ts < {_TO}"
+# `labels` counts distinct times: a label that was stored twice is one label.
+_JOIN: Final = f"""
+INSERT INTO outcomes (model, ts, id, version, segments, prediction, score, label, label_ts, labels)
+SELECT p.model, p.ts, p.id, p.version, p.segments, p.prediction, p.score, l.label, l.label_ts, l.labels
+FROM (
+  SELECT model, ts, id, version, segments, prediction, score FROM predictions
+  WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND id IN ({{ids}})
+) AS p
+INNER JOIN (
+  SELECT id, argMax(label, (ts, position)) AS label, max(ts) AS label_ts, toUInt32(uniqExact(ts)) AS labels FROM labels
+  WHERE model = {{model:String}} AND ts >= {_LABELS_FROM} AND id IN ({{ids}}) GROUP BY id
+) AS l ON p.id = l.id"""  # noqa: S608 - constants
+_TOUCHED: Final = f"""
+SELECT DISTINCT intDiv(toUnixTimestamp64Milli(ts), {{unit:Int64}}) * {{unit:Int64}} AS start FROM outcomes
+WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND id IN ({{ids}}) ORDER BY start"""  # noqa: S608 - constants
+_OUTCOMES: Final = f"""
+SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toUnixTimestamp64Milli(label_ts) AS label_ms, labels, version, segments,
+  prediction, ifNull(score, nan) AS score, label
+FROM outcomes FINAL WHERE {_SCOPE} ORDER BY ts, id"""  # noqa: S608 - constants
+_PREDICTIONS: Final = f"""
+SELECT version, arrayJoin(arrayPushFront(segments, '')) AS segment,
+  intDiv(toUnixTimestamp64Milli(ts), {{size:Int64}}) * {{size:Int64}} AS start, count() AS n
+FROM predictions FINAL WHERE {_SCOPE} GROUP BY version, segment, start"""  # noqa: S608 - constants
+_CLOSED: Final = """
+SELECT model, max(toUnixTimestamp64Milli(start) + size_ms) AS until_ms FROM windows
+WHERE feature = '' AND segment = '' GROUP BY model"""
