@@ -1,0 +1,262 @@
+"""What leaves the house: which change of an incident is told to whom, and which action may be asked for.
+
+Each question is one pure decision that answers with a reason, so that people can see why something was *not* sent.
+``plan`` asks them all and writes down what was asked for, in the same book as the incident: a repeat of the message
+that led here finds it written and asks for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal, TypeAlias
+
+from msgspec.structs import replace
+
+from alerting.book import DAY_MS, Acted, Book, Case
+from alerting.incidents import Change
+from monitor.spec import ActionSpec, ModelSpec
+from monitor.wire import Incident, OutboxItem, TimelineEntry, Transition
+
+ActionName: TypeAlias = Literal["retrain", "rollback"]
+ACTIONS: Final[tuple[ActionName, ...]] = ("retrain", "rollback")
+_MEMORY_MS: Final = 90 * DAY_MS  # longer than any cooldown in use; bounds the list as well
+_MEMORY: Final = 256
+
+
+class NotifyReason(Enum):
+    """Why a change of an incident is told, or is not. The first three are told."""
+
+    FIRST_FIRING = "first_firing"
+    CAUSE_CHANGED = "cause_changed"
+    RESOLVED = "resolved"
+    NO_TRANSITION = "no_transition"  # more evidence, or an acknowledgement: nobody is woken for it
+    NOT_FIRING = "not_firing"
+    ALREADY_TOLD = "already_told"
+    NEVER_TOLD = "never_told"  # the end of what nobody heard of: it was silenced from the start
+    SILENCED = "silenced"
+
+    @property
+    def tells(self) -> bool:
+        """Whether a notification goes out."""
+        return self in _TELLING
+
+
+_TELLING: Final = frozenset(
+    {NotifyReason.FIRST_FIRING, NotifyReason.CAUSE_CHANGED, NotifyReason.RESOLVED}
+)
+
+
+class ActionDecision(Enum):
+    """Why an action is asked for, or is not. The first two go to the outbox."""
+
+    SEND = "send"
+    DRY_RUN = "dry_run"  # recorded as if it had been sent
+    NOT_ALLOWED = "not_allowed"  # the model's spec does not name it
+    NOT_ADVISED = "not_advised"
+    NOT_FIRING = "not_firing"
+    NO_TARGET = "no_target"  # a rollback without a version to go back to
+    ALREADY_ASKED = "already_asked"
+    REJECTED = "rejected"
+    BLOCKED_BY_QUALITY = "blocked_by_quality"  # a model must not learn from broken data
+    NEEDS_APPROVAL = "needs_approval"
+    SINGLE_FLIGHT = (
+        "single_flight"  # the same action was asked for by an incident that is still open
+    )
+    COOLING_DOWN = "cooling_down"
+    DAILY_CAP = "daily_cap"
+
+    @property
+    def asks(self) -> bool:
+        """Whether the action goes to the outbox."""
+        return self in (ActionDecision.SEND, ActionDecision.DRY_RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionHistory:
+    """What an action decision looks back on.
+
+    ``acted`` are the earlier requests for the same action of the model, ``open_ids`` the incidents that are open, and
+    ``now_ms`` is event time.
+    """
+
+    now_ms: int
+    acted: Sequence[Acted]
+    open_ids: Iterable[str]
+    quality_open: bool
+    approved: bool = False
+    rejected: bool = False
+
+
+def decide_notification(change: Change, told: Sequence[str], *, silenced: bool) -> NotifyReason:
+    """Whether a change is told. ``told`` are the keys (``told_key``) of what was told about the incident before."""
+    incident, transition = change.incident, change.transition
+    if transition is None or transition == "action":
+        return NotifyReason.NO_TRANSITION
+    if told_key(transition, incident) in told:
+        return NotifyReason.ALREADY_TOLD
+    if silenced:
+        return NotifyReason.SILENCED
+    if transition == "resolved":
+        return NotifyReason.RESOLVED if told else NotifyReason.NEVER_TOLD
+    if incident.state != "firing":
+        return NotifyReason.NOT_FIRING
+    return NotifyReason.CAUSE_CHANGED if told else NotifyReason.FIRST_FIRING
+
+
+def told_key(transition: Transition, incident: Incident) -> str:
+    """What is told once: the cause while it fires, then that it is over. Going back to an old cause is no news."""
+    return "resolved" if transition == "resolved" else f"cause:{incident.cause}"
+
+
+def decide_action(
+    name: ActionName, spec: ActionSpec | None, incident: Incident, history: ActionHistory
+) -> ActionDecision:
+    """Whether an action may be asked for now, checked in the order of ``ActionDecision``: refusals before limits."""
+    if spec is None:
+        return ActionDecision.NOT_ALLOWED
+    refusal = _refusal(name, incident, history)
+    if refusal is not None:
+        return refusal
+    if spec.approval == "manual" and not history.approved and not spec.dry_run:
+        return ActionDecision.NEEDS_APPROVAL
+    limit = _limit(spec, incident, history)
+    if limit is not None:
+        return limit
+    return ActionDecision.DRY_RUN if spec.dry_run else ActionDecision.SEND
+
+
+def _refusal(name: ActionName, incident: Incident, history: ActionHistory) -> ActionDecision | None:
+    reasons = (
+        (incident.advice != name, ActionDecision.NOT_ADVISED),
+        (incident.state != "firing", ActionDecision.NOT_FIRING),
+        (name == "rollback" and incident.rollback_to is None, ActionDecision.NO_TARGET),
+        (
+            any(past.incident_id == incident.id for past in history.acted),
+            ActionDecision.ALREADY_ASKED,
+        ),
+        (history.rejected, ActionDecision.REJECTED),
+        (name == "retrain" and history.quality_open, ActionDecision.BLOCKED_BY_QUALITY),
+    )
+    return next((reason for holds, reason in reasons if holds), None)
+
+
+def _limit(spec: ActionSpec, incident: Incident, history: ActionHistory) -> ActionDecision | None:
+    open_ids = set(history.open_ids) - {incident.id}
+    times = [past.at_ms for past in history.acted]
+    today = [at_ms for at_ms in times if at_ms > history.now_ms - DAY_MS]
+    reasons = (
+        (any(past.incident_id in open_ids for past in history.acted), ActionDecision.SINGLE_FLIGHT),
+        (len(today) >= spec.per_day, ActionDecision.DAILY_CAP),
+        (
+            max(times, default=-spec.cooldown) + spec.cooldown > history.now_ms,
+            ActionDecision.COOLING_DOWN,
+        ),
+    )
+    return next((reason for holds, reason in reasons if holds), None)
+
+
+def outbox_id(incident: Incident, transition: Transition, target: str, action: str) -> str:
+    """Idempotency key at the receiver: the same over repeats, retries and replays. It has no dot, as webhooks need."""
+    cause = incident.cause if transition == "changed" else ""
+    text = "\x1f".join((incident.id, transition, target, action, cause))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def plan(
+    book: Book, changes: Sequence[Change], spec: ModelSpec | None
+) -> tuple[Book, tuple[Change, ...], tuple[OutboxItem, ...]]:
+    """Ask for what the changes call for: the book that knows it, the incidents to publish, and the outbox items.
+
+    Open incidents whose action is still owed are asked again: a retrain that was blocked goes out once the data are
+    clean, and an approval takes effect when it is given. Without a spec nothing leaves.
+    """
+    if spec is None:
+        return book, tuple(changes), ()
+    planned = book.copy()
+    items: list[OutboxItem] = []
+    told: dict[str, tuple[str, ...]] = {}
+    for change in [*changes, *_unsilenced(book)]:
+        items += _notifications(change, told, spec, book.now_ms)
+    for name in told.keys() & planned.open.keys():
+        planned.open[name] = replace(planned.open[name], told=told[name])
+    published = list(changes)
+    for entry in list(planned.open.values()):
+        for name in ACTIONS:
+            asked = _ask(planned, planned.open[entry.incident.id], name, spec)
+            if asked is not None:
+                items.append(asked)
+                published.append(Change(None, planned.open[entry.incident.id]))
+    if not items and not told:
+        return book, tuple(changes), ()
+    return planned, tuple(published), tuple(items)
+
+
+def _unsilenced(book: Book) -> list[Change]:
+    """Incidents that fired in silence and still fire now that it is over."""
+    return [
+        Change("fired", entry)
+        for entry in book.open.values()
+        if not entry.told
+        and entry.silenced_until_ms is not None
+        and entry.silenced_until_ms <= book.now_ms
+    ]
+
+
+def _notifications(
+    change: Change, told: dict[str, tuple[str, ...]], spec: ModelSpec, now_ms: int
+) -> list[OutboxItem]:
+    """One item per target. ``told`` is what was told by incident, where this plan added to it."""
+    incident = change.incident
+    before = told.get(incident.id, change.case.told)
+    if change.transition is None:
+        return []
+    silenced = (change.case.silenced_until_ms or 0) > now_ms
+    if not decide_notification(change, before, silenced=silenced).tells:
+        return []
+    told[incident.id] = (*before, told_key(change.transition, incident))
+    return [
+        OutboxItem(
+            id=outbox_id(incident, change.transition, target.target, "notify"),
+            target=target.target,
+            action="notify",
+            transition=change.transition,
+            incident=incident,
+        )
+        for target in spec.notify
+    ]
+
+
+def _ask(book: Book, entry: Case, name: ActionName, spec: ModelSpec) -> OutboxItem | None:
+    rule = spec.actions.retrain if name == "retrain" else spec.actions.rollback
+    history = ActionHistory(
+        now_ms=book.now_ms,
+        acted=[past for past in book.acted if past.action == name],
+        open_ids=book.open,
+        quality_open=bool(book.cases("quality") or book.cases("outage")),
+        approved=name in entry.approved,
+        rejected=name in entry.rejected,
+    )
+    decision = decide_action(name, rule, entry.incident, history)
+    if not decision.asks:
+        return None
+    dry = decision is ActionDecision.DRY_RUN
+    what = f"{name} asked for" + (" (dry run)" if dry else "")
+    incident = replace(
+        entry.incident,
+        timeline=[*entry.incident.timeline, TimelineEntry(book.now_ms, what)],
+        revision=entry.incident.revision + 1,
+    )
+    book.open[incident.id] = replace(book.open[incident.id], incident=incident)
+    recent = [past for past in book.acted if past.at_ms > book.now_ms - _MEMORY_MS]
+    book.acted[:] = [*recent, Acted(name, incident.id, book.now_ms)][-_MEMORY:]
+    return OutboxItem(
+        id=outbox_id(incident, "action", name, name),
+        target=name,
+        action=name,
+        transition="action",
+        incident=incident,
+        dry_run=dry,
+    )
