@@ -1,0 +1,347 @@
+"""The command ``driftline``: the composition root, where settings, clocks and signals meet the parts.
+
+Exit codes: 0 done; 1 failed or found trouble; 2 a setting, a spec, an address or the command line is wrong.
+Each command imports what it runs when it runs: ``--help`` must not wait for Faust, pyarrow or chDB.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+
+from monitor import environment
+from monitor.errors import ConfigError, TransientError
+from streams.console import (
+    say,
+    with_settings,
+    write_addresses,
+    write_json,
+    write_reference,
+    write_rows,
+)
+from streams.processes import PROCESSES, Process, named, resolve, run_patiently, stop_on_signals
+
+if TYPE_CHECKING:
+    from monitor.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 2
+
+app = typer.Typer(
+    name="driftline",
+    help="Watches machine-learning models in production: exact, quiet, useful, fast.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run_app = typer.Typer(help="Run one process until SIGTERM or Ctrl-C.", no_args_is_help=True)
+topics_app = typer.Typer(help="Create or list the Kafka topics.", no_args_is_help=True)
+reference_app = typer.Typer(help="Build or show a model's reference.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+app.add_typer(topics_app, name="topics")
+app.add_typer(reference_app, name="reference")
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file of settings; the environment goes before it."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+Broker = Annotated[
+    str | None,
+    typer.Option("--broker", metavar="HOST:PORT", help="Use this Kafka, not the embedded one."),
+]
+ClickHouse = Annotated[
+    str | None,
+    typer.Option("--clickhouse", metavar="URL", help="Use this ClickHouse, not the embedded one."),
+]
+
+
+def _add_process(process: Process) -> None:
+    @run_app.command(process.name, help=process.summary, cls=with_settings(process))
+    def run(config: Config = None) -> None:
+        settings = _load(config, process.name)
+        from monitor import metrics
+
+        metrics.serve(settings.metrics)
+        stop = threading.Event()
+        stop_on_signals(stop)
+        run_patiently(resolve(named(process.name)), settings, stop)
+
+
+for _process in PROCESSES:
+    _add_process(_process)
+
+
+@app.command()
+def demo(
+    months: Annotated[
+        str, typer.Option(help="Months of 2013 to replay, such as 2-12 or 5.")
+    ] = "2-12",
+    speed: Annotated[
+        float, typer.Option(min=0, help="Event-time seconds per second; 0 is as fast as it goes.")
+    ] = 0.0,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="No display; run to the end.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write a report to FILE.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Stay up at the end, to look around.")
+    ] = False,
+    broker: Broker = None,
+    clickhouse: ClickHouse = None,
+    config: Config = None,
+) -> None:
+    """Replay eleven months of real flights through everything, with two staged accidents.
+
+    In May, EWR's wind_speed arrives in km/h instead of mph for five days: a pipeline fault. In September, version 8 is
+    released with a bug in one feature, beside version 7: a bad release. The rest, winter to summer, is nature.
+    """
+    settings = _load(config, "demo")
+    from streams.demo import show
+
+    show.run(
+        settings,
+        months=months,
+        speed=speed,
+        headless=headless,
+        report=report,
+        keep=keep,
+        broker=broker,
+        clickhouse=clickhouse,
+    )
+
+
+@app.command()
+def up(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where data and logs go; DRIFTLINE_EMBEDDED__DATA_DIR.")
+    ] = None,
+    broker: Broker = None,
+    clickhouse: ClickHouse = None,
+    config: Config = None,
+) -> None:
+    """Run everything on this machine until Ctrl-C: a broker, a database and all processes.
+
+    The embedded broker keeps its topics in memory, so every start begins with empty tables. To keep data, give the
+    addresses of a Kafka and a ClickHouse.
+    """
+    settings = _load(config, "up")
+    from streams.embedded.stack import embedded_stack
+
+    console = Console(highlight=False)
+    console.print("starting a broker, a database and the processes ...", style="dim")
+    try:
+        with embedded_stack(
+            settings, data_dir=data_dir, broker=broker, database=clickhouse
+        ) as stack:
+            write_addresses(stack.addresses())
+            stack.wait()
+    except (
+        KeyboardInterrupt
+    ):  # the supervisor makes it of SIGTERM, too; everything has been stopped
+        console.print("stopped", style="dim")
+
+
+@topics_app.command("create")
+def topics_create(as_json: Json = False, config: Config = None) -> None:
+    """Create the topics that are missing; the others are checked and left alone."""
+    settings = _load(config, "topics")
+    from streams import clients, topics, wiring
+
+    admin = clients.admin(wiring.require_broker(settings), logger)
+    created = topics.create(admin, wiring.topics(settings), wiring.widths(settings))
+    if as_json:
+        write_json({"created": created})
+    else:
+        say(f"created {len(created)} topics" if created else "all topics are there")
+
+
+@topics_app.command("list")
+def topics_list(as_json: Json = False, config: Config = None) -> None:
+    """List the topics and whether the broker has them."""
+    settings = _load(config, "topics")
+    from streams import clients, topics, wiring
+
+    admin = clients.admin(wiring.require_broker(settings), logger)
+    names, widths = wiring.topics(settings), wiring.widths(settings)
+    missing = topics.check(admin, names, widths)
+    rows = [
+        {
+            "topic": names.name(spec.suffix),
+            "partitions": widths.of(spec),
+            "cleanup": spec.cleanup,
+            "holds": spec.value,
+            "exists": names.name(spec.suffix) not in missing,
+        }
+        for spec in topics.SPECS
+    ]
+    write_rows(rows, as_json=as_json)
+    if missing:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def apply(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The model's spec.")],
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Drop the reference that the model has.")
+    ] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Follow a model as its spec says; a reference file is read and frozen now."""
+    settings = _load(config, "apply")
+    from monitor.spec import load_spec
+    from streams import authoring
+
+    spec = load_spec(spec_file)
+    applied = authoring.apply(settings, spec, origin=spec_file, recalibrate=recalibrate)
+    if as_json:
+        write_json(applied.summary)
+    else:
+        say(applied.sentence)
+
+
+@reference_app.command("build")
+def reference_build(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet, CSV or Arrow.")],
+    spec_file: Annotated[Path, typer.Option("--spec", help="The model's spec (YAML).")],
+    publish: Annotated[bool, typer.Option("--publish", help="Freeze it for the model.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Build a reference from past predictions, show it, and publish it if asked to."""
+    settings = _load(config, "reference")
+    from monitor.spec import load_spec
+    from streams import authoring
+
+    reference = authoring.build(settings, load_spec(spec_file), source, publish=publish)
+    write_reference(authoring.summary(reference), as_json=as_json)
+
+
+@reference_app.command("show")
+def reference_show(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Show the reference that a model is compared with."""
+    settings = _load(config, "reference")
+    from streams import authoring
+
+    write_reference(authoring.summary(authoring.current(settings, model)), as_json=as_json)
+
+
+@app.command()
+def ledger(
+    drained: Annotated[
+        bool, typer.Option("--drained", help="All that was sent has arrived: every sum must agree.")
+    ] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Account for every event: in = in panes + late + dead letters. Exit code 1 if one is missing."""
+    settings = _load(config, "ledger")
+    from msgspec import to_builtins
+
+    from monitor import store
+
+    found = store.connect(settings.clickhouse).ledger(drained=drained)
+    if as_json:
+        write_json(to_builtins(found))
+    else:
+        write_rows(to_builtins(found.rows), as_json=False)
+        for hole in found.holes:
+            say(f"hole in partition {hole.partition}, {hole.start} to {hole.end}: {hole.reason}")
+        say("  ".join(f"{name} {n:,}" for name, n in to_builtins(found.total).items()))
+    if found.total.unaccounted:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def doctor(as_json: Json = False, config: Config = None) -> None:
+    """Check broker, topics, ClickHouse, migrations, clocks, lag and disk, and say what to do."""
+    settings = _load(config, "doctor")
+    from streams import doctor as doctor_
+
+    findings = doctor_.examine(settings, now_s=time.time)
+    if as_json:
+        write_json([finding.to_dict() for finding in findings])
+    else:
+        doctor_.write(findings, Console(highlight=False))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def migrate(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Bring the tables in ClickHouse up to this release."""
+    settings = _load(config, "migrate")
+    from monitor import store
+
+    applied = store.migrate(settings.clickhouse, dry_run=dry_run)
+    if as_json:
+        write_json({"dry_run": dry_run, "applied": applied})
+    else:
+        verb = "would apply" if dry_run else "applied"
+        say(f"{verb} {', '.join(applied)}" if applied else "all migrations are applied")
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Print the versions of Driftline and of Python."""
+    versions = {"driftline": version_of("driftline"), "python": platform.python_version()}
+    if as_json:
+        write_json(versions)
+    else:
+        say(f"driftline {versions['driftline']} (Python {versions['python']})")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, or ``arguments``; errors that a user can act on are one line."""
+    try:
+        app(arguments, prog_name="driftline")
+    except ConfigError as err:
+        _fail(str(err), EXIT_CONFIG)
+    except TransientError as err:
+        _fail(str(err), EXIT_FAILED)
+
+
+def _fail(message: str, code: int) -> None:
+    from monitor.logs import redact_text
+
+    sys.stderr.write(f"driftline: {redact_text(' '.join(message.split()))}\n")
+    raise SystemExit(code)
+
+
+def _load(config: Path | None, process: str) -> Settings:
+    settings = environment.load(config)
+    from monitor import logs
+
+    logs.configure(settings.log, process=process)
+    return settings
+
+
+if __name__ == "__main__":
+    main()

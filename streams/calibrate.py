@@ -1,0 +1,71 @@
+"""Models that arrive without a reference: their first events are collected until there are enough to be one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from monitor import reference as references
+from monitor import wire
+from monitor.columns import decode_sample, feature_names, from_events
+from monitor.spec import Calibration, ModelSpec
+
+_SAMPLE: Final = b"sample/"
+DEFAULT_EVENTS: Final = Calibration().events
+
+
+class _Stored(msgspec.Struct, array_like=True):
+    model: str
+    events: int
+    rows: bytes
+
+
+class Samples:
+    """Collected events by model. Mutable: they accumulate. Each sample is a table value of its own, written once."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[str, dict[bytes, _Stored]] = {}
+        self._done: set[str] = set()
+
+    def restore(self, rows: Mapping[bytes, bytes]) -> None:
+        """Take up the samples in a table."""
+        for key, value in rows.items():
+            if key.startswith(_SAMPLE):
+                stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
+                self._chunks.setdefault(stored.model, {})[key] = stored
+
+    def add(
+        self, sample: wire.Sample, spec: ModelSpec | None, offset: int, index: int
+    ) -> tuple[list[tuple[bytes, bytes | None]], bytes | None]:
+        """Table writes, and the model's record for the ``models`` topic once its events suffice.
+
+        The same sample at the same offset replaces itself. What comes after the reference was built is of no use here.
+        """
+        if sample.model in self._done:
+            return [], None
+        stored = _Stored(sample.model, sample.events, sample.rows)
+        chunks = self._chunks.setdefault(sample.model, {})
+        key = b"%b%020d/%d" % (_SAMPLE, offset, index)
+        chunks[key] = stored
+        if sum(chunk.events for chunk in chunks.values()) < _wanted(spec):
+            return [(key, wire.pack(msgspec.msgpack.encode(stored)))], None
+        record = _build(sample.model, spec, list(chunks.values()))
+        self._done.add(sample.model)
+        del self._chunks[sample.model]
+        return [(k, None) for k in chunks if k != key], record
+
+
+def _wanted(spec: ModelSpec | None) -> int:
+    calibrate = None if spec is None else spec.reference.calibrate
+    return DEFAULT_EVENTS if calibrate is None else calibrate.events
+
+
+def _build(model: str, spec: ModelSpec | None, chunks: list[_Stored]) -> bytes:
+    events = [event for chunk in chunks for event in decode_sample(model, chunk.rows)]
+    events.sort(key=lambda event: event.ts_ms)
+    columns = from_events(events, feature_names(events))
+    spec = spec or ModelSpec(model=model)
+    reference = references.build(spec, lambda: [columns], origin=f"the first {len(events)} events")
+    return references.dump(reference, spec)

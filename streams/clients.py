@@ -1,0 +1,180 @@
+"""Kafka clients: one description of the broker, and from it the configuration of each kind of client.
+
+Everything that differs from librdkafka's default has its reason beside it. Values of ``security`` may be secrets:
+they are never part of a ``repr``, a log line or an error of this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+# What confluent-kafka's clients take: strings, numbers, switches and callbacks.
+Config: TypeAlias = dict[str, Any]
+
+# The whole of a session is lost time when a worker dies, and half of it when one joins the embedded broker
+# (a first join took 22 s with librdkafka's default of 45 s), so the two brokers get different sessions.
+EMBEDDED_SESSION_MS = 6_000
+SESSION_MS = 45_000
+
+# Switches which would turn off the check that the broker is the one that was meant.
+_UNSAFE = {"enable.ssl.certificate.verification", "enable.sasl.oauthbearer.unsecure.jwt"}
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """How to reach the broker.
+
+    ``bootstrap`` is ``host:port[,host:port...]``; ``security`` holds librdkafka's own option names
+    (``security.protocol``, ``sasl.*``, ``ssl.*``) and is handed on as it is.
+    """
+
+    bootstrap: str
+    prefix: str = "driftline."
+    client_id: str = "driftline"
+    session_timeout_ms: int = EMBEDDED_SESSION_MS
+    security: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for address in self.bootstrap.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(f"broker address {address!r} is not of the form host:port")
+        if self.session_timeout_ms < 3_000:
+            raise ValueError(
+                f"session_timeout_ms is {self.session_timeout_ms}: below 3000 a pause looks like a death"
+            )
+        for name in self.security:
+            if name in _UNSAFE or not name.startswith(("security.", "sasl.", "ssl.")):
+                raise ValueError(f"{name} is not a security option that Driftline hands on")
+
+    @property
+    def heartbeat_ms(self) -> int:
+        """A third of the session, so that two lost heartbeats do not end it."""
+        return self.session_timeout_ms // 3
+
+
+class ErrorLog:
+    """librdkafka's ``error_cb``: logs each kind of failure once until it has been quiet for a minute."""
+
+    def __init__(
+        self, logger: logging.Logger, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger = logger
+        self._monotonic = monotonic
+        self._last: dict[str, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        """Log ``error`` unless its kind was seen within the last minute."""
+        now = self._monotonic()
+        code = error.name()
+        quiet = now - self._last.get(code, -60.0) >= 60.0
+        self._last[code] = now
+        if quiet:  # librdkafka repeats an unreachable broker for each attempt to connect
+            self._logger.log(
+                logging.CRITICAL if error.fatal() else logging.WARNING,
+                "kafka client: %s: %s",
+                code,
+                error.str(),
+            )
+
+
+def base_config(settings: KafkaSettings, logger: logging.Logger) -> Config:
+    """What every client needs: addresses, identity, security and the error callback."""
+    return {
+        **settings.security,
+        "bootstrap.servers": settings.bootstrap,
+        "client.id": settings.client_id,
+        "error_cb": ErrorLog(logger),
+        "log_level": 3,  # without it librdkafka writes each reconnect to stderr, beside error_cb
+        "reconnect.backoff.max.ms": 2_000,  # 10 s would outlast a broker's restart
+        "broker.address.family": "v4" if _all_v4(settings.bootstrap) else "any",
+    }
+
+
+def consumer_config(
+    settings: KafkaSettings, group: str, logger: logging.Logger, *, instance: str | None = None
+) -> Config:
+    """A consumer whose offsets are committed by its owner only, after the effects are durable.
+
+    ``instance`` is a stable name of this worker: a restart then takes over its old membership, without a rebalance.
+    """
+    config: Config = {
+        **base_config(settings, logger),
+        "group.id": group,
+        "enable.auto.commit": False,  # an offset is committed after its effects, never by a timer
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",  # "latest" would lose what came before the first start
+        "isolation.level": "read_committed",  # the default, stated: exactness rests on it
+        "session.timeout.ms": settings.session_timeout_ms,
+        "heartbeat.interval.ms": settings.heartbeat_ms,
+        "max.poll.interval.ms": max(300_000, settings.session_timeout_ms),
+        "queued.max.messages.kbytes": 32_768,  # 64 MiB a consumer by default, and all of it gets used
+        "fetch.queue.backoff.ms": 50,  # 1 s by default: a full queue would then pause the stream
+        "partition.assignment.strategy": "range",  # eager: cooperative aborts transactions at each join
+    }
+    if instance is not None:
+        config["group.instance.id"] = instance
+    return config
+
+
+def producer_config(
+    settings: KafkaSettings, logger: logging.Logger, *, transactional_id: str | None = None
+) -> Config:
+    """An idempotent producer; with ``transactional_id`` a transactional one that fences its predecessor."""
+    config: Config = {
+        **base_config(settings, logger),
+        "enable.idempotence": True,  # a retry must not append twice; implies acks=all and order
+        "linger.ms": 20,  # 5 ms by default; throughput counts more here than 15 ms
+        # aiokafka without cramjam reads gzip only, and what is large here is compressed already (zstd, Arrow).
+        "compression.type": "none",
+        "message.max.bytes": 1_048_576,  # what brokers take; more fails there instead of here
+    }
+    if transactional_id is not None:
+        timeout_ms = transaction_timeout_ms(settings)
+        config |= {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": timeout_ms,
+            "message.timeout.ms": timeout_ms - 500,  # has to be below the transaction's
+        }
+    return config
+
+
+def transaction_timeout_ms(settings: KafkaSettings) -> int:
+    """At most 10 s (a hung transaction stalls every reader), and below the session.
+
+    Then a worker that lost its session cannot commit what it had begun.
+    """
+    return min(10_000, settings.session_timeout_ms - 1_000)
+
+
+def admin(settings: KafkaSettings, logger: logging.Logger) -> AdminClient:
+    """An administrative client."""
+    return AdminClient(base_config(settings, logger))
+
+
+def reachable(settings: KafkaSettings, *, timeout_s: float = 2.0) -> bool:
+    """Whether a broker answers within ``timeout_s``. Silent, so that the caller can say it in its own way."""
+    quiet: Config = {
+        **settings.security,
+        "bootstrap.servers": settings.bootstrap,
+        "log_level": 0,
+        "error_cb": lambda _: None,
+    }
+    try:
+        AdminClient(quiet).list_topics(timeout=timeout_s)
+    except KafkaException:
+        return False
+    return True
+
+
+def _all_v4(bootstrap: str) -> bool:
+    """Loopback brokers listen on IPv4 only; "localhost" tried as ::1 first costs a failed connection."""
+    hosts = (address.strip().rpartition(":")[0] for address in bootstrap.split(","))
+    return all(host in {"localhost", "127.0.0.1"} for host in hosts)

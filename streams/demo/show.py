@@ -1,0 +1,272 @@
+"""``driftline demo``: a year of flights through the whole of Driftline, on one screen.
+
+::
+
+    feed ──► predictions, labels ──► (every process of Driftline) ──► incidents ──► webhooks ──► receiver
+                                                   └── ClickHouse ──► this screen, and the report
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from rich.console import Console
+
+from monitor import reference as references
+from monitor import store as stores
+from monitor.columns import from_batch
+from monitor.errors import ConfigError, DriftlineError
+from monitor.settings import Settings
+from monitor.spec import ModelSpec, parse_spec
+from monitor.store import Store
+from streams import models, wiring
+from streams.demo import flights, replay
+from streams.demo import report as reports
+from streams.demo.feed import Feed
+from streams.demo.receiver import Receiver
+from streams.demo.report import Report
+from streams.demo.screen import Screen, View
+from streams.embedded.stack import Stack, embedded_stack
+from streams.models import Model
+
+logger = logging.getLogger(__name__)
+
+ORIGIN: Final = "January 2013"
+FEATURES: Final = tuple(f.name for f in msgspec.structs.fields(replay.Features))
+_POLL_S: Final = 0.5
+_SETTLE_S: Final = (
+    4.0  # nothing new for this long, with all counts complete: the pipeline has caught up
+)
+_GIVE_UP_S: Final = 180.0  # without any progress
+
+
+def run(
+    settings: Settings,
+    *,
+    months: str = "2-12",
+    speed: float = 0.0,
+    headless: bool = False,
+    report: Path | None = None,
+    keep: bool = False,
+    broker: str | None = None,
+    clickhouse: str | None = None,
+) -> Report:
+    """Run the demo to its end and say what came out.
+
+    Raises:
+        ConfigError: a wrong option.
+        DriftlineError: the pipeline stopped making progress.
+    """
+    chosen = parse_months(months)
+    console = Console(highlight=False, stderr=headless)
+    began = time.monotonic()
+    secret = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+    clock = time.time  # noqa: TID251 - signatures carry the time of day
+    with Receiver(secret, clock=clock) as receiver, _environment(receiver.url, secret):
+        console.print("Loading the flights and training a model on January ...", style="dim")
+        served = flights.load(np.random.default_rng(2013))
+        model = replay.train(served)
+        console.print("Starting a broker, a database and the processes ...", style="dim")
+        with embedded_stack(
+            _settings(settings),
+            broker=broker,
+            database=clickhouse,
+            fresh=bool(broker or clickhouse),
+        ) as stack:
+            _publish(stack, demo_spec(), replay.reference_table(served, model))
+            feed = Feed(
+                wiring.kafka(stack.settings),
+                wiring.topics(stack.settings),
+                replay.served(served, model, months=chosen),
+                speed=speed,
+            )
+            expected = served.of(chosen)
+            watch = _Watch(stack, receiver, feed, len(expected), int(expected.arrived.sum()))
+            with Screen(console, stack.addresses(), headless=headless) as screen:
+                feed.start()
+                try:
+                    watch.until_settled(screen)
+                finally:
+                    feed.stop()
+            result = watch.report(time.monotonic() - began)
+            screen.close(result)
+            if report is not None:
+                report.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+            if keep:
+                console.print("Still up; Ctrl-C stops it.")
+                stack.wait()
+    return result
+
+
+def demo_spec() -> ModelSpec:
+    """The spec of the demo's model. Its addresses and secrets come by environment, as in production."""
+    hook = {"secret": "env:DEMO_SECRET"}
+    return parse_spec(
+        {
+            "model": replay.MODEL,
+            "task": "binary",
+            "features": {
+                name: {
+                    "type": "categorical" if name in ("carrier", "origin", "dest") else "numeric"
+                }
+                for name in FEATURES
+            },
+            "segments": ["origin"],
+            "windows": {"pane": "1h", "sizes": ["1d", "7d"], "lateness": "30m"},
+            "alarm_budget": {"false_alarms": 1, "per": "30d"},
+            "labels": {"expected_delay": "1d"},
+            "notify": [
+                {"slack": {"url": "env:DEMO_SLACK"}},
+                {"pagerduty": {"routing_key": "env:DEMO_KEY", "url": "env:DEMO_PAGERDUTY"}},
+            ],
+            "actions": {
+                "retrain": {
+                    "webhook": {"url": "env:DEMO_RETRAIN", **hook},
+                    "approval": "auto",
+                    "cooldown": "30d",
+                },
+                "rollback": {"webhook": {"url": "env:DEMO_ROLLBACK", **hook}, "approval": "auto"},
+            },
+        },
+        origin="demo",
+    )
+
+
+def parse_months(text: str) -> tuple[int, ...]:
+    """Months of ``"2-12"``, ``"5"`` or ``"5,9-10"``.
+
+    Raises:
+        ConfigError: not of this form, or not within February to December.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            raise ConfigError(f"--months {text}: expected something like 2-12, 5 or 5,9-10")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    if not chosen or not chosen <= set(replay.SERVED_MONTHS):
+        raise ConfigError(f"--months {text}: the demo serves February (2) to December (12)")
+    return tuple(sorted(chosen))
+
+
+class _Watch:
+    """Looks at the pipeline from outside, as a user would. Mutable: it remembers when something moved last."""
+
+    def __init__(
+        self, stack: Stack, receiver: Receiver, feed: Feed, events: int, labels: int
+    ) -> None:
+        self._stack, self._receiver, self._feed = stack, receiver, feed
+        self._events, self._labels = events, labels
+        self._store: Store = stores.connect(stack.settings.clickhouse)
+        self._last: tuple[Any, ...] = ()
+        self._moved_s = time.monotonic()
+
+    def until_settled(self, screen: Screen) -> None:
+        while True:
+            self._stack.poll()
+            if self._feed.failure is not None:
+                raise DriftlineError(f"the demo could not write its events: {self._feed.failure}")
+            view = self._look()
+            screen.show(view)
+            now = time.monotonic()
+            if view.progress != self._last:
+                self._last, self._moved_s = view.progress, now
+            still_s = now - self._moved_s
+            complete = view.accounted >= self._events and view.joined >= self._labels
+            if self._feed.done and complete and still_s >= _SETTLE_S:
+                return
+            if still_s >= _GIVE_UP_S:
+                return  # the report says what is missing
+            time.sleep(_POLL_S)
+
+    def report(self, seconds: float) -> Report:
+        staged = [
+            a
+            for a in reports.STAGED
+            if self._feed.at_ms is not None and a.to_ms <= self._feed.at_ms
+        ]
+        return reports.build(
+            sent=self._feed.events,
+            labels_sent=self._feed.labels,
+            labels_joined=self._joined(),
+            windows=self._windows(),
+            ledger=self._store.ledger(drained=True),
+            incidents=self._store.incidents(limit=1_000),
+            received=self._receiver.received(),
+            deliveries=self._store.deliveries(limit=10_000),
+            staged=staged,
+            seconds=seconds,
+        )
+
+    def _look(self) -> View:
+        total = self._store.ledger().total
+        return View(
+            at_ms=self._feed.at_ms,
+            sent=self._feed.events,
+            expected=self._events,
+            accounted=total.accounted,
+            unaccounted=total.unaccounted,
+            joined=self._joined(),
+            windows=self._windows(),
+            incidents=self._store.incidents(limit=200),
+            received=self._receiver.received(),
+        )
+
+    def _joined(self) -> int:
+        rows = self._store.link.rows(
+            "SELECT sum(labelled) AS n FROM performance FINAL "
+            "WHERE segment = '' AND size_ms = {size:Int64}",
+            {"size": 86_400_000},
+        )
+        return int(rows[0]["n"])
+
+    def _windows(self) -> int:
+        rows = self._store.link.rows(
+            "SELECT uniqExact(model, version, segment, size_ms, start) AS n FROM windows", {}
+        )
+        return int(rows[0]["n"])
+
+
+def _settings(settings: Settings) -> Settings:
+    """The user's settings, with the receiver's network allowed."""
+    dispatcher = settings.dispatcher.model_copy(update={"allowed_networks": ("127.0.0.0/8",)})
+    return settings.model_copy(update={"dispatcher": dispatcher})
+
+
+def _publish(stack: Stack, spec: ModelSpec, table: Any) -> None:
+    reference = references.build(
+        spec,
+        lambda: (from_batch(batch, origin=ORIGIN) for batch in table.to_batches()),
+        origin=ORIGIN,
+    )
+    kafka, topics = wiring.kafka(stack.settings), wiring.topics(stack.settings)
+    models.publish(kafka, topics, Model(spec, reference), logger)
+
+
+@contextmanager
+def _environment(url: str, secret: str) -> Iterator[None]:
+    """The references of ``demo_spec``, for the processes that are about to start."""
+    added = {
+        "DEMO_SLACK": f"{url}/slack",
+        "DEMO_PAGERDUTY": f"{url}/pagerduty",
+        "DEMO_RETRAIN": f"{url}/retrain",
+        "DEMO_ROLLBACK": f"{url}/rollback",
+        "DEMO_KEY": secrets.token_hex(16),
+        "DEMO_SECRET": secret,
+    }
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -1,0 +1,55 @@
+"""The detector process: the stages ``merge``, ``performance`` and ``incidents`` in one Faust worker."""
+
+from __future__ import annotations
+
+from threading import Event
+
+from monitor.settings import Settings
+from streams import wiring
+from streams.incidents import IncidentStage
+from streams.merge import MergeStage
+from streams.performance import PerformanceStage
+from streams.registry import Registry
+from streams.runner import Binding
+from streams.topology import WorkerSettings
+from streams.topology import run as run_worker
+
+
+def run(settings: Settings, stop: Event) -> None:
+    """Detect until ``stop`` is set.
+
+    Raises:
+        TransientError: the broker does not answer.
+    """
+    topics, partitions = wiring.topics(settings), settings.kafka.detector_partitions
+    registry = Registry(wiring.kafka(settings), topics)
+    registry.start()
+    bindings = [
+        Binding(
+            "merge",
+            (topics.profiles,),
+            topics.changelog("merge"),
+            MergeStage(topics, partitions, registry),
+        ),
+        Binding(
+            "performance",
+            (topics.performance,),
+            topics.changelog("performance"),
+            PerformanceStage(topics, partitions, registry),
+        ),
+        Binding(
+            "incidents",
+            (topics.verdicts, topics.commands),
+            topics.changelog("incidents"),
+            IncidentStage(topics, registry),
+        ),
+    ]
+    worker = WorkerSettings(
+        kafka=wiring.kafka(settings),
+        group=f"{topics.prefix}detector",
+        stall_s=settings.detector.stalled_after_s,
+    )
+    try:
+        run_worker(bindings, worker, stop)
+    finally:
+        registry.stop()

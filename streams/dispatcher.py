@@ -1,0 +1,267 @@
+"""The dispatcher: what is in the outbox reaches its receiver, at least once, under a key that stays the same.
+
+The protocol; the numbers stand in the code:
+
+1. *Remember.* When a partition of ``outbox`` is assigned, the same partition of ``deliveries`` is read to its end: what
+   is recorded there is done and is never sent again.
+2. *Queue.* Each item goes to the lane of its model and target. A lane sends one item after the other, so that "resolved" never
+   overtakes "fired", and a receiver that is down delays nobody else.
+3. *Send*, with retries, until it is delivered, refused or too old.
+4. *Record* the outcome in ``deliveries``, acknowledged.
+5. *Commit* the outbox up to the first item that is not done.
+
+A crash between 3 and 4 sends that item once more, under the same ``webhook-id`` or ``dedup_key``: duplicates rather than misses. When
+more than ``MAX_PENDING`` items wait, reading stops until the lanes have caught up, or the items have grown too old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from alerting.courier import Courier
+from alerting.delivery import Sender, resolve_secret
+from monitor import metrics, wire
+from monitor.errors import IncompatibleError, TransientError
+from monitor.settings import Settings
+from monitor.spec import ModelSpec
+from monitor.wire import Delivery, OutboxItem
+from streams import wiring
+from streams.clients import consumer_config, producer_config
+from streams.deadletter import dead_letter
+from streams.lanes import Lanes, Task
+from streams.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+STAGE: Final = "dispatcher"
+MAX_PENDING: Final = 2_000  # ~5 KB each: 10 MB
+_BATCH: Final = 100
+_POLL_S: Final = 0.2
+_TIMEOUT_S: Final = 10.0
+
+
+class Dispatcher:
+    """The loop between the outbox and the lanes. Mutable: it owns the Kafka clients. ``run`` it once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        spec_of: Callable[[str], ModelSpec | None],
+        courier: Courier | None = None,
+    ) -> None:
+        self._settings, self._topics = settings, wiring.topics(settings)
+        self._kafka = wiring.kafka(settings)
+        self._producer = Producer(producer_config(self._kafka, logger))
+        self._consumer = Consumer(
+            consumer_config(self._kafka, f"{self._topics.prefix}dispatcher", logger)
+        )
+        chosen = settings.dispatcher
+        self._sender = Sender(chosen.allowed_networks, chosen.timeout_s)
+        self._courier = courier or Courier(
+            spec_of=spec_of,
+            sender=self._sender,
+            resolve=resolve_secret,
+            clock_s=time.time,  # noqa: TID251  # an edge: ages and signatures are of the wall clock
+            sleep=asyncio.sleep,
+            rng=np.random.default_rng(),
+            max_age_s=chosen.max_age_s,
+            attempted=metrics.DELIVERY_ATTEMPTS.inc,
+        )
+        self._lanes = Lanes(self._courier.deliver, self._record)
+        self._changes: deque[tuple[bool, int]] = deque()  # rebalances, from the consumer's thread
+        self._committed: dict[int, int] = {}
+        self._paused = False
+
+    async def run(self, stop: threading.Event) -> None:
+        """Dispatch until ``stop`` is set.
+
+        Raises:
+            TransientError: the broker did not take a record, or did not answer.
+        """
+        loop = asyncio.get_running_loop()
+        # librdkafka's calls block: one thread for the consumer keeps its callbacks in order.
+        with ThreadPoolExecutor(1, "outbox") as thread:
+            self._consumer.subscribe(
+                [self._topics.outbox],
+                on_assign=lambda _, parts: self._changes.extend((True, p.partition) for p in parts),
+                on_revoke=lambda _, parts: self._changes.extend(
+                    (False, p.partition) for p in parts
+                ),
+            )
+            try:
+                while not stop.is_set():
+                    messages = await loop.run_in_executor(thread, self._read)
+                    await self._rebalance()
+                    for message in messages:
+                        self._take(message)
+                    await loop.run_in_executor(thread, self._commit, self._lanes.positions())  # 5.
+                    metrics.OUTBOX_PENDING.set(self._lanes.pending)
+            finally:
+                await self._lanes.stop()
+                await loop.run_in_executor(thread, self._consumer.close)
+                await self._sender.close()
+
+    def _read(self) -> list[Message]:
+        full = self._lanes.pending >= MAX_PENDING
+        if full:
+            self._consumer.pause(self._consumer.assignment())  # each time: a rebalance resumes
+        elif self._paused:
+            self._consumer.resume(self._consumer.assignment())
+        self._paused = full
+        return self._consumer.consume(_BATCH, _POLL_S)
+
+    async def _rebalance(self) -> None:
+        while self._changes:
+            assigned, partition = self._changes.popleft()
+            self._committed.pop(partition, None)
+            if assigned:
+                delivered = await asyncio.to_thread(self._delivered, partition)  # 1.
+                self._lanes.assign(partition, delivered)
+            else:
+                self._lanes.revoke(partition)
+
+    def _take(self, message: Message) -> None:
+        error = message.error()
+        if error is not None:
+            raise TransientError(f"outbox: {error.str()}")
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
+        try:
+            item = wire.decode(message.value() or b"")
+        except IncompatibleError as err:
+            self._bury(message, str(err))
+            self._lanes.skip(partition, offset)
+            return
+        if not isinstance(item, OutboxItem):
+            self._bury(message, f"{type(item).__name__} in the outbox")
+            self._lanes.skip(partition, offset)
+            return
+        kind, at_ms = message.timestamp()
+        asked_s = self._courier.clock_s() if kind == TIMESTAMP_NOT_AVAILABLE else at_ms / 1000
+        self._lanes.put(Task(item, partition, offset, asked_s))  # 2.
+
+    def _bury(self, message: Message, detail: str) -> None:
+        logger.error("not an outbox item, sent to the dead letters: %s", detail)
+        metrics.DEAD_LETTERS.labels(STAGE).inc()
+        record = dead_letter(message, reason="wrong_type", detail=detail, stage=STAGE)
+        self._produce(self._topics.dlq, **record)
+
+    async def _record(self, partition: int, outcome: Delivery) -> None:
+        """Write an outcome to ``deliveries`` under the item's id: compaction then keeps every item."""
+        value = wire.encode(outcome)
+        await asyncio.to_thread(
+            self._produce, self._topics.deliveries, outcome.id.encode(), value, partition=partition
+        )
+        metrics.DELIVERIES.labels(outcome.outcome).inc()
+        logger.info(
+            "%s %s to %s: %s after %d attempts",
+            outcome.action,
+            outcome.id,
+            outcome.target,
+            outcome.outcome,
+            outcome.attempts,
+        )
+
+    def _produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, str | bytes | None]] | None = None,
+        partition: int = -1,
+    ) -> None:
+        failures: list[str] = []
+        self._producer.produce(
+            topic,
+            key=key,
+            value=value,
+            headers=headers or [],
+            partition=partition,
+            on_delivery=lambda error, _: failures.append(error.str()) if error else None,
+        )
+        if self._producer.flush(_TIMEOUT_S) or failures:
+            raise TransientError(f"the broker at {self._kafka.bootstrap} did not take {topic}")
+
+    def _commit(self, positions: dict[int, int]) -> None:
+        moved = {p: at for p, at in positions.items() if self._committed.get(p) != at}
+        if not moved:
+            return
+        offsets = [TopicPartition(self._topics.outbox, p, at) for p, at in moved.items()]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except (
+            KafkaException
+        ) as err:  # a rebalance: the new owner finds the outcomes in `deliveries`
+            logger.warning("outbox not committed: %s", err.args[0].str())
+            return
+        self._committed |= moved
+
+    def _delivered(self, partition: int) -> set[str]:
+        """Ids of the items of a partition that are done, read from ``deliveries`` to its end.
+
+        The end is the broker's word in a fetch: the embedded broker's ListOffsets understates it.
+        """
+        config = consumer_config(self._kafka, f"{self._topics.prefix}dispatcher.reader", logger)
+        reader = Consumer({**config, "enable.partition.eof": True})
+        reader.assign([TopicPartition(self._topics.deliveries, partition, OFFSET_BEGINNING)])
+        found: set[str] = set()
+        heard = time.monotonic()
+        try:
+            while time.monotonic() - heard < _TIMEOUT_S:
+                for message in reader.consume(
+                    1_000, _POLL_S
+                ):  # waits for all 1,000, or for its time
+                    heard = time.monotonic()
+                    error = message.error()
+                    if error is None:
+                        found.add((message.key() or b"").decode("ascii", "replace"))
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        return found
+                    else:
+                        raise TransientError(f"{self._topics.deliveries}: {error.str()}")
+            raise TransientError(f"the broker at {self._kafka.bootstrap} does not answer")
+        finally:
+            reader.close()
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Dispatch until ``stop`` is set.
+
+    Raises:
+        TransientError: the broker is away: start again later, nothing is lost.
+    """
+    kafka = wiring.require_broker(settings)
+    registry = Registry(kafka, wiring.topics(settings))
+    registry.start()
+
+    def spec_of(model: str) -> ModelSpec | None:
+        found = registry.newest(model)
+        return found.spec if found is not None else None
+
+    async def main() -> None:
+        await Dispatcher(settings, spec_of).run(stop)
+
+    try:
+        asyncio.run(main())
+    finally:
+        registry.stop()

@@ -1,0 +1,283 @@
+"""What a message of each topic becomes in ClickHouse: rows of one or more tables, and what is wrong with it.
+
+A message that cannot be read never stops the sink: it carries no rows and a reason. Of an array of labels the good
+ones are rows, and the message as a whole goes to the dead letters as well, since these keep original bytes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import pyarrow as pa
+from confluent_kafka import Message
+
+from monitor import reference as references
+from monitor import tables, wire
+from monitor.errors import IncompatibleError, InvalidEventError
+from monitor.events import Limits, timestamp_ms
+from monitor.profile import Layout
+from monitor.store import FOREVER_MS
+from monitor.tables import Row, TableName, value_text
+from streams.topics import Topics
+
+Rows: TypeAlias = list[Row] | pa.Table
+Layouts: TypeAlias = Callable[[str, str], Layout | None]
+"""Binning by model and ``bins_id``, or ``None`` if nobody knows it."""
+
+_ARROW_START: Final = b"\xff\xff\xff\xff"  # continuation marker of an encapsulated IPC message
+_MAX_ID: Final = 256
+# Against the message's own time, so that the log alone decides. A label from the future would end the waiting for others.
+MAX_FUTURE_MS: Final = Limits().max_future_ms
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A message and what it becomes. ``reason`` is set where (a part of) it goes to the dead letters."""
+
+    message: Message
+    rows: dict[TableName, Rows] = field(default_factory=dict)
+    reason: str | None = None
+    detail: str = ""
+
+    @property
+    def size(self) -> int:
+        """Rows of all its tables."""
+        return sum(
+            rows.num_rows if isinstance(rows, pa.Table) else len(rows)
+            for rows in self.rows.values()
+        )
+
+    def reject(self, reason: str, detail: str) -> None:
+        """Send it to the dead letters; the first reason stays."""
+        if self.reason is None:
+            self.reason, self.detail = reason, detail
+
+
+class _Label(msgspec.Struct):
+    id: str | int
+    model: str
+    label: Any
+    ts: datetime | int | float | None = None
+
+
+_LABEL: Final = msgspec.json.Decoder(_Label)
+_RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class Intake:
+    """Reads messages of all the topics that the sink follows."""
+
+    def __init__(self, topics: Topics, layouts: Layouts) -> None:
+        self._layouts = layouts
+        self._readers: Mapping[str, Callable[[Parcel], None]] = {
+            topics.scored: _scored,
+            topics.labels: _labels,
+            topics.models: _model,
+            topics.windows: self._internal,
+            topics.verdicts: self._internal,
+            topics.performance: self._internal,
+            topics.incidents: self._internal,
+            topics.deliveries: self._internal,
+        }
+
+    @property
+    def topics(self) -> list[str]:
+        """Full names of the topics that it reads."""
+        return list(self._readers)
+
+    def read(self, message: Message) -> Parcel:
+        """Rows of a message, or why there are none. A tombstone of a compacted topic has none and is no error.
+
+        Raises:
+            TransientError: a binning has to be looked up and cannot be now.
+        """
+        parcel = Parcel(message)
+        if message.value() is not None:
+            self._readers[message.topic() or ""](parcel)
+        return parcel
+
+    def _internal(self, parcel: Parcel) -> None:
+        try:
+            parcel.rows.update(self._rows(wire.decode(parcel.message.value() or b"")))
+        except IncompatibleError as err:
+            parcel.reject("incompatible", str(err))
+
+    def _rows(self, decoded: wire.Message) -> dict[TableName, Rows]:
+        match decoded:
+            case wire.Window():
+                return {"windows": self._window_rows(decoded)}
+            case wire.LedgerEntry():
+                return {"ledger": [tables.ledger_row(decoded)]}
+            case wire.Verdicts():
+                return {"verdicts": tables.verdict_rows(decoded)}
+            case wire.Performance():
+                return {"performance": [tables.performance_row(decoded)]}
+            case wire.Incident():
+                return {"incidents": [tables.incident_row(decoded)]}
+            case wire.Delivery():
+                return {"deliveries": [tables.delivery_row(decoded)]}
+            case _:
+                raise IncompatibleError(f"{type(decoded).__name__} does not belong on this topic")
+
+    def _window_rows(self, window: wire.Window) -> list[Row]:
+        layout = self._layouts(window.model, window.bins_id)
+        if layout is None:
+            raise IncompatibleError(f"nobody knows bins {window.bins_id} of {window.model}")
+        return tables.window_rows(window, layout)
+
+
+def _scored(parcel: Parcel) -> None:
+    message = parcel.message
+    partition, offset = _place(message)
+    try:
+        rows = tables.scored_table(_arrow(message.value() or b""), origin=f"{partition}:{offset}")
+    except (pa.ArrowException, KeyError, ValueError, OSError) as err:
+        parcel.reject("incompatible", f"scored rows: {type(err).__name__}")
+        return
+    parcel.rows["predictions"] = rows
+    parcel.rows["arrivals"] = tables.arrivals("scored", partition, offset, rows)
+
+
+def _labels(parcel: Parcel) -> None:
+    """Rows of the good labels; the first bad one is the reason why the message is a dead letter too."""
+    partition, offset = _place(parcel.message)
+    stored: list[Row] = []
+    arrived: list[Row] = []
+    try:
+        for label in _each_label(parcel.message.value() or b""):
+            if isinstance(label, InvalidEventError):
+                parcel.reject(label.reason, label.detail)
+                continue
+            try:
+                model, ts_ms, key, text = _checked(label, parcel.message.timestamp()[1])
+            except InvalidEventError as err:
+                parcel.reject(err.reason, err.detail)
+                continue
+            stored.append((model, ts_ms, key, text, offset))
+            arrived.append(("labels", partition, offset, model, ts_ms, key))
+    except InvalidEventError as err:
+        parcel.reject(err.reason, err.detail)
+    if stored:
+        parcel.rows["labels"], parcel.rows["arrivals"] = stored, arrived
+
+
+def _each_label(value: bytes) -> Iterator[_Label | InvalidEventError]:
+    if value[:4] == _ARROW_START:
+        try:
+            rows = _arrow(value).to_pylist()
+        except (pa.ArrowException, OSError, ValueError) as err:
+            raise InvalidEventError("not_json", f"Arrow stream: {type(err).__name__}") from None
+        yield from (_from_row(row) for row in rows)
+    elif value.lstrip(b" \t\r\n")[:1] == b"[":
+        try:
+            items = _RAW_LIST.decode(value)
+        except msgspec.DecodeError:
+            raise InvalidEventError("not_json", "malformed array") from None
+        yield from (_from_json(bytes(item)) for item in items)
+    else:
+        yield _from_json(value)
+
+
+def _from_json(raw: bytes) -> _Label | InvalidEventError:
+    try:
+        return _LABEL.decode(raw)
+    except msgspec.ValidationError as err:
+        return _invalid(err)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return InvalidEventError("not_json", "malformed")
+
+
+def _from_row(row: dict[str, Any]) -> _Label | InvalidEventError:
+    ts = row.get("ts")
+    if isinstance(ts, datetime) and ts.tzinfo is None:
+        row["ts"] = ts.replace(tzinfo=UTC)  # Arrow's naive timestamps are UTC by its own definition
+    try:
+        return msgspec.convert(row, _Label)
+    except msgspec.ValidationError as err:
+        return _invalid(err)
+
+
+def _invalid(err: msgspec.ValidationError) -> InvalidEventError:
+    text = str(err)  # types and field names, never the value
+    if "missing required field" in text:
+        return InvalidEventError("missing_field", text)
+    return InvalidEventError("bad_timestamp" if "`$.ts`" in text else "wrong_type", text)
+
+
+def _checked(label: _Label, message_ms: int) -> tuple[str, int, str, str]:
+    """Model, time, id and canonical text of a label; without ``ts`` the message's own time counts.
+
+    Raises:
+        InvalidEventError: a field is unusable.
+    """
+    ts_ms = message_ms if label.ts is None else timestamp_ms(label.ts)
+    if not 0 <= ts_ms < FOREVER_MS:
+        raise InvalidEventError("bad_timestamp", "ts is before 1970 or after 2100")
+    if message_ms > 0 and ts_ms > message_ms + MAX_FUTURE_MS:
+        raise InvalidEventError("future_timestamp", f"{(ts_ms - message_ms) // 1000} s ahead")
+    key = str(label.id)
+    if not key or not label.model or len(key) > _MAX_ID or len(label.model) > _MAX_ID:
+        raise InvalidEventError("wrong_type", f"id and model have 1 to {_MAX_ID} characters")
+    try:
+        text = value_text(label.label)
+    except ValueError as err:
+        raise InvalidEventError("wrong_type", f"label: {err}") from None
+    if text is None:
+        raise InvalidEventError("missing_field", "label is null")
+    return label.model, ts_ms, key, text
+
+
+def _model(parcel: Parcel) -> None:
+    _, offset = _place(parcel.message)
+    try:
+        spec, reference = references.load(parcel.message.value() or b"")
+    except IncompatibleError as err:
+        parcel.reject("incompatible", str(err))
+        return
+    bins_id = "" if reference is None else reference.layout.bins_id
+    if reference is not None:
+        whole = reference.profiles[""]
+        parcel.rows["bins"] = tables.bins_rows(spec.model, whole, offset)
+    parcel.rows["models"] = [(spec.model, spec.model_dump_json(), bins_id, offset)]
+
+
+def _arrow(value: bytes) -> pa.Table:
+    with pa.ipc.open_stream(value) as stream:
+        return stream.read_all()
+
+
+def _place(message: Message) -> tuple[int, int]:
+    return message.partition() or 0, message.offset() or 0
+
+
+def gather(parcels: Iterable[Parcel]) -> dict[TableName, list[Parcel]]:
+    """Parcels by the tables that they have rows for, in the order of ``tables.TABLES``: what is looked for goes before who looks."""
+    by_table: defaultdict[TableName, list[Parcel]] = defaultdict(list)
+    for parcel in parcels:
+        for name in parcel.rows:
+            by_table[name].append(parcel)
+    return {name: by_table[name] for name in tables.TABLES if name in by_table}
+
+
+def columns(name: TableName, parcels: Iterable[Parcel]) -> pa.Table:
+    """All the rows that parcels have for one table.
+
+    Raises:
+        pyarrow.ArrowException, OverflowError, TypeError, ValueError: a value does not fit its column.
+    """
+    loose: list[Row] = []
+    parts: list[pa.Table] = []
+    for parcel in parcels:
+        rows = parcel.rows[name]
+        if isinstance(rows, pa.Table):
+            parts.append(rows)
+        else:
+            loose += rows
+    if loose:
+        parts.append(tables.to_table(name, loose))
+    return pa.concat_tables(parts)

@@ -1,0 +1,364 @@
+"""The ``merge`` stage: profile deltas become panes, panes become windows, windows become verdicts.
+
+The protocol of one message; the numbers stand in the code:
+
+1. *Offset fence.* A message at or below the last applied offset is known: skip it.
+2. *Chain fence.* Each link must start where its source partition was left. A gap is a lost message: ``ChainBreakError``, before anything is applied.
+3. *Merge.* Deltas go into open panes. A pane or series whose value holds this message already (*value fence*: the offset stored beside it) skips it.
+   A delta for a closed pane becomes a late contribution to its windows.
+4. *Close.* Panes and windows that the new watermark has passed close in the order of event time and are judged.
+5. *Write*, in this order: open panes, series, **the chain**, then deletions. The runner has the outputs acknowledged before.
+
+A crash leaves a prefix of the writes. Without the chain, the message is applied again: what was written has its fence, the rest is computed anew
+from the same values, and outputs repeat bit for bit. With the chain, only deletions can be missing: ``restore`` drops those panes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+from typing_extensions import override
+
+from monitor import wire
+from monitor.errors import IncompatibleError
+from monitor.judge import Judge
+from monitor.panes import (
+    ClosedPane,
+    ClosedWindow,
+    LinkFate,
+    Panes,
+    SeriesKey,
+    SourceMark,
+    Windows,
+    check_link,
+    combined_watermark,
+    late_contributions,
+)
+from monitor.profile import Layout, Profile
+from streams.calibrate import Samples
+from streams.models import Model
+from streams.registry import Lookup
+from streams.stage import ChainBreakError, Output, Stage, Step
+from streams.topics import Topics, partition_of
+
+_CHAIN: Final = b"chain"
+_PANE: Final = b"pane/"
+_SERIES: Final = b"series/"
+_NEVER: Final = -1
+
+PaneKey = tuple[SeriesKey, int]
+T = TypeVar("T")
+
+
+class _ChainState(msgspec.Struct, array_like=True):
+    offset: int
+    watermark_ms: int | None
+    marks: dict[int, tuple[int, int | None, bool]]
+
+
+class _PaneState(msgspec.Struct, array_like=True):
+    key: SeriesKey
+    start_ms: int
+    offset: int
+    profile: bytes
+
+
+class _SeriesState(msgspec.Struct, array_like=True):
+    key: SeriesKey
+    offset: int
+    through_ms: int | None
+    windows: list[tuple[int, int, bytes]]  # size, start, profile
+    judge: bytes
+
+
+@dataclass(slots=True)
+class _Partition:
+    """State of one ``profiles`` partition. Mutable: one owner, the stage."""
+
+    offset: int = _NEVER
+    watermark_ms: int | None = None
+    marks: dict[int, SourceMark] = field(default_factory=dict)
+    panes: dict[str, Panes] = field(default_factory=dict)
+    judges: dict[SeriesKey, Judge] = field(default_factory=dict)
+    fences: dict[PaneKey | SeriesKey, int] = field(default_factory=dict)
+    stored: set[PaneKey] = field(default_factory=set)
+    orphans: list[PaneKey] = field(default_factory=list)  # closed before a crash, but not deleted
+    samples: Samples = field(default_factory=Samples)
+
+
+@dataclass(slots=True)
+class _Effects:
+    """What one message causes, gathered while it is applied."""
+
+    outputs: list[Output] = field(default_factory=list)
+    panes: dict[PaneKey, Profile] = field(default_factory=dict)
+    series: set[SeriesKey] = field(default_factory=set)
+    closed: set[PaneKey] = field(default_factory=set)
+    writes: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+
+
+class MergeStage(Stage):
+    """Panes, windows and verdicts of the models whose partitions this worker holds.
+
+    Args:
+        topics: where outputs go.
+        partitions: partitions of the detector's topics.
+        lookup: the models and their references.
+    """
+
+    def __init__(self, topics: Topics, partitions: int, lookup: Lookup) -> None:
+        self._topics, self._partitions, self._lookup = topics, partitions, lookup
+        self._held: dict[int, _Partition] = {}
+
+    @override
+    def restore(self, partition: int, table: Iterable[tuple[bytes, bytes]]) -> None:
+        state = self._held[partition] = _Partition()
+        rows = dict(table)
+        for key, value in rows.items():
+            if key.startswith(_SERIES):
+                self._restore_series(state, value)
+        for key, value in rows.items():
+            if key.startswith(_PANE):
+                self._restore_pane(state, value)
+        if _CHAIN in rows:
+            chain = _decode(rows[_CHAIN], _ChainState)
+            state.offset, state.watermark_ms = chain.offset, chain.watermark_ms
+            state.marks = {p: SourceMark(*mark) for p, mark in chain.marks.items()}
+        state.samples.restore(rows)
+
+    @override
+    def forget(self, partition: int) -> None:
+        self._held.pop(partition, None)
+
+    @override
+    def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
+        state = self._held.setdefault(partition, _Partition())
+        if offset <= state.offset:  # 1.
+            return
+        message = wire.decode(value)
+        if not isinstance(message, wire.Profiles):
+            raise IncompatibleError(f"{type(message).__name__} on {topic}")
+        if not self._follows(state, message.links):  # 2.
+            return
+        marks = state.marks | {
+            x.partition: SourceMark(x.end, x.watermark_ms, x.idle) for x in message.links
+        }
+        watermark = _later(state.watermark_ms, combined_watermark(marks.values()))
+        effects = _Effects()
+        for i, delta in enumerate(message.deltas):  # 3.
+            self._merge(state, effects, delta, offset, f"{partition}:{offset}:{i}")
+        if watermark is not None:  # 4.
+            self._close(state, effects, watermark)
+        self._calibrate(state, effects, message.samples, offset)
+        held = sum(panes.held() for panes in state.panes.values())
+        effects.outputs += [self._ledger(partition, offset, held, link) for link in message.links]
+        state.offset, state.watermark_ms, state.marks = offset, watermark, marks
+        yield Step(tuple(effects.outputs), tuple(self._writes(state, effects)))  # 5.
+
+    def _follows(self, state: _Partition, links: list[wire.Link]) -> bool:
+        fates = {
+            x.partition: check_link(
+                state.marks.get(x.partition), x.start, x.end, announced=x.jump is not None
+            )
+            for x in links
+        }
+        if LinkFate.BREAK in fates.values():
+            gaps = [
+                f"partition {x.partition}: applied to {state.marks[x.partition].position}, next starts at {x.start}"
+                for x in links
+                if fates[x.partition] is LinkFate.BREAK
+            ]
+            raise ChainBreakError("; ".join(gaps))
+        return not links or LinkFate.APPLY in fates.values()
+
+    def _model(self, state: _Partition, name: str, bins_id: str) -> Model:
+        model = self._lookup.model(name, bins_id)
+        if name not in state.panes:
+            windows = model.spec.windows
+            state.panes[name] = Panes(windows.pane, windows.sizes, windows.lateness)
+        return model
+
+    def _merge(
+        self, state: _Partition, effects: _Effects, delta: wire.Delta, offset: int, name: str
+    ) -> None:
+        key = SeriesKey(delta.model, delta.version, delta.segment, delta.bins_id)
+        model = self._model(state, delta.model, delta.bins_id)
+        panes = state.panes[delta.model]
+        profile = Profile.from_bytes(_layout(model), delta.profile)
+        if delta.late or panes.is_passed(delta.pane_ms, state.watermark_ms):
+            for window in late_contributions(key, delta.pane_ms, profile, panes.sizes_ms):
+                effects.outputs.append(self._window(window, offset, contribution=name))
+            return
+        if panes.is_taken(key, delta.pane_ms) and state.fences.get(key, _NEVER) >= offset:
+            return
+        if state.fences.get((key, delta.pane_ms), _NEVER) < offset:
+            effects.panes[key, delta.pane_ms] = panes.add(key, delta.pane_ms, profile)
+            state.fences[key, delta.pane_ms] = offset
+
+    def _close(self, state: _Partition, effects: _Effects, watermark_ms: int) -> None:
+        for name in sorted(state.panes):
+            panes, found = state.panes[name], list[wire.Verdicts]()
+            for closed in panes.advance(watermark_ms):
+                judge = self._judge(state, closed.key)
+                effects.series.add(closed.key)
+                if isinstance(closed, ClosedPane):
+                    effects.closed.add((closed.key, closed.start_ms))
+                    verdicts = judge.pane(closed.start_ms, panes.pane_ms, closed.profile)
+                else:
+                    effects.outputs.append(
+                        self._window(closed, closed.start_ms + closed.size_ms, contribution="")
+                    )
+                    verdicts = judge.window(closed.start_ms, closed.size_ms, closed.profile)
+                if verdicts is not None:
+                    found.append(verdicts)
+            # Everything that ends at one time closes in one call, so the last of it is known to be the last.
+            for this, following in zip_longest(found, found[1:]):
+                last = following is None or following.end_ms > this.end_ms
+                effects.outputs.append(
+                    self._output(self._topics.verdicts, name, replace(this, closes=last))
+                )
+
+    def _judge(self, state: _Partition, key: SeriesKey) -> Judge:
+        if key not in state.judges:
+            model = self._lookup.model(key.model, key.bins_id)
+            state.judges[key] = Judge(key, model.spec, model.reference)
+        return state.judges[key]
+
+    def _calibrate(
+        self, state: _Partition, effects: _Effects, samples: list[wire.Sample], offset: int
+    ) -> None:
+        for i, sample in enumerate(samples):
+            model = self._lookup.newest(sample.model)
+            writes, record = state.samples.add(
+                sample, None if model is None else model.spec, offset, i
+            )
+            effects.writes += writes
+            if record is not None:
+                effects.outputs.append(
+                    Output(self._topics.models, 0, sample.model.encode(), record)
+                )
+
+    def _writes(self, state: _Partition, effects: _Effects) -> Iterator[tuple[bytes, bytes | None]]:
+        for key, start in effects.panes.keys() - effects.closed:
+            pane = _PaneState(key, start, state.offset, effects.panes[key, start].to_bytes())
+            state.stored.add((key, start))
+            yield _pane_key(key, start), _encode(pane)
+        for key in sorted(effects.series):
+            windows = state.panes[key.model].windows[key]
+            kept = [
+                (size, start, profile.to_bytes()) for size, (start, profile) in windows.open.items()
+            ]
+            judge = state.judges[key].snapshot()
+            state.fences[key] = state.offset
+            yield (
+                _series_key(key),
+                _encode(_SeriesState(key, state.offset, windows.through_ms, kept, judge)),
+            )
+        yield from (write for write in effects.writes if write[1] is not None)
+        marks = {
+            p: (mark.position, mark.watermark_ms, mark.idle) for p, mark in state.marks.items()
+        }
+        yield _CHAIN, _encode(_ChainState(state.offset, state.watermark_ms, marks))
+        yield from (write for write in effects.writes if write[1] is None)
+        yield from ((_pane_key(*pane_key), None) for pane_key in state.orphans)
+        state.orphans.clear()
+        for pane_key in effects.closed:
+            state.fences.pop(pane_key, None)
+            if pane_key in state.stored:
+                state.stored.discard(pane_key)
+                yield _pane_key(*pane_key), None
+
+    def _restore_series(self, state: _Partition, value: bytes) -> None:
+        stored = _decode(value, _SeriesState)
+        model = self._model(state, stored.key.model, stored.key.bins_id)
+        windows = Windows(state.panes[stored.key.model].sizes_ms, stored.through_ms)
+        for size, start, profile in stored.windows:
+            windows.open[size] = (start, Profile.from_bytes(_layout(model), profile))
+        state.panes[stored.key.model].windows[stored.key] = windows
+        state.judges[stored.key] = Judge.restore(
+            stored.key, model.spec, model.reference, stored.judge
+        )
+        state.fences[stored.key] = stored.offset
+
+    def _restore_pane(self, state: _Partition, value: bytes) -> None:
+        stored = _decode(value, _PaneState)
+        model = self._model(state, stored.key.model, stored.key.bins_id)
+        panes = state.panes[stored.key.model]
+        if panes.is_taken(stored.key, stored.start_ms):
+            state.orphans.append((stored.key, stored.start_ms))
+        else:
+            state.stored.add((stored.key, stored.start_ms))
+            panes.add(
+                stored.key, stored.start_ms, Profile.from_bytes(_layout(model), stored.profile)
+            )
+            state.fences[stored.key, stored.start_ms] = stored.offset
+
+    def _window(self, window: ClosedWindow, revision: int, *, contribution: str) -> Output:
+        key = window.key
+        message = wire.Window(
+            model=key.model,
+            version=key.version,
+            segment=key.segment,
+            size_ms=window.size_ms,
+            start_ms=window.start_ms,
+            contribution=contribution,
+            revision=revision,
+            bins_id=key.bins_id,
+            n=window.profile.n,
+            profile=window.profile.to_bytes(),
+        )
+        return self._output(self._topics.windows, key.model, message)
+
+    def _ledger(self, partition: int, offset: int, held: int, x: wire.Link) -> Output:
+        entry = wire.LedgerEntry(
+            profiles_partition=partition,
+            offset=offset,
+            open=held,
+            partition=x.partition,
+            start=x.start,
+            end=x.end,
+            events=x.events,
+            dead=x.dead,
+            on_time=x.on_time,
+            late=x.late,
+            calibrating=x.calibrating,
+            jump=x.jump,
+        )
+        return Output(self._topics.windows, partition, None, wire.encode(entry))
+
+    def _output(self, topic: str, model: str, message: wire.Message) -> Output:
+        return Output(
+            topic, partition_of(model, self._partitions), model.encode(), wire.encode(message)
+        )
+
+
+def _later(a: int | None, b: int | None) -> int | None:
+    """A watermark never goes back: a partition that wakes up behind it has late events, not an older watermark."""
+    return max((w for w in (a, b) if w is not None), default=None)
+
+
+def _pane_key(key: SeriesKey, start_ms: int) -> bytes:
+    return _PANE + msgspec.json.encode((*key, start_ms))
+
+
+def _series_key(key: SeriesKey) -> bytes:
+    return _SERIES + msgspec.json.encode(tuple(key))
+
+
+def _encode(state: msgspec.Struct) -> bytes:
+    return wire.pack(msgspec.msgpack.encode(state))
+
+
+def _decode(value: bytes, kind: type[T]) -> T:
+    return msgspec.msgpack.decode(wire.unpack(value), type=kind)
+
+
+def _layout(model: Model) -> Layout:
+    if model.reference is None:
+        raise IncompatibleError(f"{model.spec.model} has no reference: nothing can be merged")
+    return model.reference.layout

@@ -1,0 +1,160 @@
+"""The processes of a deployment, and how one of them lives: start, wait for what is away, stop within a bound.
+
+::
+
+    ConfigError ──────────────► one line, exit 2
+    TransientError ───────────► say so (once a minute), wait with backoff, start again
+    SIGTERM, SIGINT ──────────► the stop event; after STOP_WITHIN_S, or at a second signal, the end
+    any other exception ──────► traceback, exit 1: a defect, and the supervisor restarts the process
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final, TypeAlias
+
+import structlog
+
+from monitor.environment import Group
+from monitor.errors import ConfigError, TransientError
+from monitor.settings import Settings
+
+Run: TypeAlias = Callable[[Settings, threading.Event], None]
+
+STOP_WITHIN_S: Final = 10.0  # what docker stop grants before it kills
+SAY_EVERY_S: Final = 60.0
+_FIRST_WAIT_S: Final = 0.5
+_LONGEST_WAIT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: what it does, the module whose ``run(settings, stop)`` it is, and the settings that it reads."""
+
+    name: str
+    summary: str
+    module: str
+    groups: tuple[Group, ...]
+
+
+_EVERY: Final[tuple[Group, ...]] = ("metrics", "log")
+PROCESSES: Final[tuple[Process, ...]] = (
+    Process(
+        "profiler",
+        "Turn predictions into profiles, one Kafka transaction a batch.",
+        "streams.profiler",
+        ("kafka", "limits", "profiler", *_EVERY),
+    ),
+    Process(
+        "detector",
+        "Merge profiles, close windows, judge them, open incidents.",
+        "streams.detector",
+        ("kafka", "limits", "detector", *_EVERY),
+    ),
+    Process(
+        "sink",
+        "Write what the topics carry to ClickHouse.",
+        "streams.sink",
+        ("kafka", "clickhouse", "sink", *_EVERY),
+    ),
+    Process(
+        "evaluator",
+        "Join labels with predictions and measure performance.",
+        "streams.evaluator",
+        ("kafka", "clickhouse", "evaluator", *_EVERY),
+    ),
+    Process(
+        "dispatcher",
+        "Send what is in the outbox to webhooks.",
+        "streams.dispatcher",
+        ("kafka", "dispatcher", *_EVERY),
+    ),
+    Process(
+        "api",
+        "Serve the HTTP API and the page.",
+        "monitor.api",
+        ("clickhouse", "api", *_EVERY),
+    ),
+)
+
+
+def resolve(process: Process) -> Run:
+    """The process's ``run``, imported only now: a help text must not wait for Faust."""
+    run: Run = importlib.import_module(process.module).run
+    return run
+
+
+def stop_on_signals(stop: threading.Event, *, within_s: float = STOP_WITHIN_S) -> None:
+    """Let SIGTERM and SIGINT set ``stop``; a second one, or ``within_s`` without an end, ends the process."""
+
+    def end() -> None:
+        structlog.get_logger(__name__).error("did not stop in time", within_s=within_s)
+        os._exit(1)
+
+    def stopping(signum: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + signum)
+        stop.set()
+        deadline = threading.Timer(within_s, end)
+        deadline.daemon = True
+        deadline.start()
+
+    signal.signal(signal.SIGTERM, stopping)
+    signal.signal(signal.SIGINT, stopping)
+
+
+def run_patiently(
+    run: Run,
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run a process; whenever a broker or a database is away, wait and start it again.
+
+    Raises:
+        ConfigError: the settings will never work.
+    """
+    log = structlog.get_logger(__name__)
+    waits = _waits()
+    said_at, started_at = -SAY_EVERY_S, clock()
+    while not stop.is_set():
+        try:
+            run(settings, stop)
+        except TransientError as err:
+            now = clock()
+            if now - started_at > SAY_EVERY_S:
+                waits = _waits()  # it had been running: this is a new outage
+            if now - said_at >= SAY_EVERY_S:
+                said_at = now
+                log.warning("waiting for a dependency", error=str(err))
+            stop.wait(next(waits))
+            started_at = clock()
+        else:
+            return
+
+
+def named(name: str) -> Process:
+    """The process of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for process in PROCESSES:
+        if process.name == name:
+            return process
+    raise ConfigError(f"no process is called {name}: {', '.join(p.name for p in PROCESSES)}")
+
+
+def _waits() -> Iterator[float]:
+    wait = _FIRST_WAIT_S
+    while True:
+        yield wait
+        wait = min(_LONGEST_WAIT_S, wait * 2)

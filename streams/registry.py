@@ -1,0 +1,167 @@
+"""The models that a process works with: a live view of the compacted ``models`` topic, kept by a thread of its own.
+
+References are immutable and found by ``bins_id``, so profiles that were made under an older reference still merge and close. The newest record of a
+model decides its spec and what new events are counted with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from threading import Condition, Event, Thread
+from typing import Final, Protocol
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from typing_extensions import override
+
+from monitor import reference as references
+from monitor.errors import IncompatibleError, TransientError
+from monitor.spec import ModelSpec
+from streams.clients import KafkaSettings, consumer_config
+from streams.models import Model
+from streams.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.2
+_PATIENCE_S: Final = (
+    30.0  # a record that somebody else has read already arrives within a fetch or two
+)
+_KEPT_REFERENCES: Final = 16  # per model: older ones have no open panes any more
+
+
+class Lookup(Protocol):
+    """What the stages ask about models."""
+
+    def newest(self, model: str) -> Model | None:
+        """The newest record of a model."""
+
+    def model(self, model: str, bins_id: str) -> Model:
+        """The model with the reference that has these bins.
+
+        Raises:
+            TransientError: it is not known, even after waiting.
+        """
+
+
+def read(kafka: KafkaSettings, topics: Topics) -> Mapping[str, Model]:
+    """The newest record of every model, once.
+
+    Raises:
+        TransientError: the broker did not answer, or the topic is not there.
+    """
+    registry = Registry(kafka, topics)
+    try:
+        registry.start()
+        return registry.all()
+    finally:
+        registry.stop()
+
+
+class Registry(Lookup):
+    """A live ``Lookup``. Mutable: the thread adds, readers wait. ``stop`` ends it."""
+
+    def __init__(self, kafka: KafkaSettings, topics: Topics) -> None:
+        self._topic, self._group = topics.models, f"{topics.prefix}registry"
+        self._kafka = kafka
+        self._changed = Condition()
+        self._newest: dict[str, Model] = {}
+        self._by_bins: dict[str, dict[str, Model]] = {}
+        self._current = False
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="registry", daemon=True)
+
+    def start(self, timeout_s: float = _PATIENCE_S) -> None:
+        """Read the topic to its present end.
+
+        Raises:
+            TransientError: that took longer than ``timeout_s``.
+        """
+        self._thread.start()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._current, timeout_s):
+                raise TransientError(f"{self._topic} at {self._kafka.bootstrap} could not be read")
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def all(self) -> Mapping[str, Model]:
+        """The newest record of every model."""
+        with self._changed:
+            return dict(self._newest)
+
+    def specs(self) -> Mapping[str, ModelSpec]:
+        """The newest spec of every model."""
+        return {name: model.spec for name, model in self.all().items()}
+
+    @override
+    def newest(self, model: str) -> Model | None:
+        with self._changed:
+            return self._newest.get(model)
+
+    @override
+    def model(self, model: str, bins_id: str) -> Model:
+        with self._changed:
+            # Another process may have seen a new reference first and sent profiles made with it.
+            known = self._changed.wait_for(
+                lambda: bins_id in self._by_bins.get(model, {}), _PATIENCE_S
+            )
+            if not known:
+                raise TransientError(f"{model}: no reference with bins {bins_id}")
+            return self._by_bins[model][bins_id]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._follow()
+            except KafkaException as err:
+                logger.warning("registry: %s", err.args[0].str())
+                self._stop.wait(1.0)
+
+    def _follow(self) -> None:
+        # The end is known by the client's end-of-partition event. Asking for offsets is no substitute: behind a
+        # transaction marker, and on the embedded broker, they do not say what a reader can reach.
+        config = consumer_config(self._kafka, self._group, logger) | {"enable.partition.eof": True}
+        consumer = Consumer(config)
+        try:
+            consumer.assign([TopicPartition(self._topic, 0, OFFSET_BEGINNING)])
+            while not self._stop.is_set():
+                for message in consumer.consume(500, timeout=_POLL_S):
+                    error = message.error()
+                    if error is None:
+                        self._take(
+                            (message.key() or b"").decode("utf-8", "replace"), message.value()
+                        )
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        self._reached_end()
+                    else:
+                        raise KafkaException(error)
+        finally:
+            consumer.close()
+
+    def _reached_end(self) -> None:
+        with self._changed:
+            self._current = True
+            self._changed.notify_all()
+
+    def _take(self, name: str, value: bytes | None) -> None:
+        model = None
+        if value is not None:
+            try:
+                model = Model(*references.load(value))
+            except IncompatibleError as err:
+                logger.warning("model %s left out: %s", name, err)
+                return
+        with self._changed:
+            if model is None:
+                self._newest.pop(name, None)
+            else:
+                self._newest[name] = model
+                if model.reference is not None:
+                    history = self._by_bins.setdefault(name, {})
+                    history[model.reference.layout.bins_id] = model
+                    while len(history) > _KEPT_REFERENCES:
+                        del history[next(iter(history))]
+            self._changed.notify_all()

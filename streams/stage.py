@@ -1,0 +1,60 @@
+"""A stage is a pure state machine between Kafka topics; a runner gives it messages and makes its effects durable.
+
+The runner (``streams.topology``, on Faust) owns delivery; the stage owns meaning. For each message the stage
+yields steps, and the runner carries each out before it asks for the next::
+
+    message ──► stage.advance() ──► Step(outputs, writes) ──► 1. outputs sent and acknowledged
+                                    Step(outputs, writes)     2. writes put into the changelogged table
+                                    ...                       3. all acknowledged: the message is done
+
+A crash between two steps leaves a prefix of the steps in the table. ``restore`` must accept every such prefix,
+and ``advance`` must then go on from there: outputs may repeat (their ids are deterministic), writes may not be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One message for another topic. ``partition`` is explicit: no partitioner decides where state lives."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Outputs that must be acknowledged before the writes are. A write of ``None`` deletes the key."""
+
+    outputs: tuple[Output, ...] = ()
+    writes: tuple[tuple[bytes, bytes | None], ...] = ()
+
+
+class ChainBreakError(Exception):
+    """A message is missing between the last one applied and this one: nothing of this one may be applied.
+
+    The runner ends the process, so that the supervisor restarts it and it reads again from the committed offset.
+    """
+
+
+class Stage(Protocol):
+    """State machine of one agent, for all the partitions that this worker holds."""
+
+    def restore(self, partition: int, table: Iterable[tuple[bytes, bytes]]) -> None:
+        """Rebuild a partition's state from its table: called after recovery and before its first message."""
+
+    def forget(self, partition: int) -> None:
+        """Drop a partition's state: another worker has it now."""
+
+    def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
+        """Apply one message. A message that was applied before yields what is left of its effects, or nothing.
+
+        Raises:
+            ChainBreakError: a message before this one is missing.
+        """
