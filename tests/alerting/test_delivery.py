@@ -1,0 +1,233 @@
+"""Delivery against a raw server on loopback: outcomes, the address guard, and no leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from alerting.delivery import (
+    MAX_RETRY_AFTER_S,
+    Attempt,
+    Outcome,
+    Sender,
+    classify,
+    is_allowed,
+    parse_retry_after,
+    resolve_secret,
+)
+from alerting.payloads import Request
+
+LOOPBACK = ("127.0.0.0/8",)
+PLANTED = "planted-secret"
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(answer: bytes | Serve) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that records the heads of requests and answers each with the same bytes."""
+    heads: list[bytes] = []
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        try:
+            if isinstance(answer, bytes):
+                writer.write(answer)
+                await writer.drain()
+            else:
+                await answer(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    running = await asyncio.start_server(one, "127.0.0.1", 0)
+    async with running:
+        port = running.sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}/{PLANTED}", heads
+
+
+async def post(url: str, *, allowed: Sequence[str] = LOOPBACK, timeout_s: float = 2.0) -> Attempt:
+    sender = Sender(allowed, timeout_s)
+    try:
+        return await sender.send(Request(url, {"content-type": "text/plain"}, b"body"))
+    finally:
+        await sender.close()
+
+
+def reply(status: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = [f"HTTP/1.1 {status}", *headers, f"content-length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "wait_s"),
+    [
+        (reply("200 OK", body=b"ok"), Outcome.DELIVERED, None),
+        (reply("202 Accepted"), Outcome.DELIVERED, None),
+        (reply("302 Found", "location: http://169.254.169.254/"), Outcome.REFUSED, None),
+        (reply("400 Bad Request"), Outcome.REFUSED, None),
+        (reply("410 Gone"), Outcome.DISABLED, None),
+        (reply("429 Too Many Requests", "retry-after: 7"), Outcome.RETRY, 7.0),
+        (reply("503 Unavailable"), Outcome.RETRY, None),
+        (b"", Outcome.RETRY, None),  # closed without an answer
+        (b"nonsense\r\n\r\n", Outcome.RETRY, None),
+        (reply("200 OK", body=b"x" * 1_000_000), Outcome.DELIVERED, None),
+    ],
+)
+async def test_an_answer_is_classified_and_never_quoted(
+    answer: bytes, outcome: Outcome, wait_s: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with server(answer) as (url, heads):
+        attempt = await post(url)
+    assert (attempt.outcome, attempt.retry_after_s) == (outcome, wait_s)
+    assert len(heads) == 1, "one attempt is one request: redirects are not followed"
+    assert PLANTED not in attempt.detail + caplog.text
+    assert "127.0.0.1" not in attempt.detail
+
+
+async def test_a_receiver_that_drips_bytes_cannot_hold_the_sender() -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        for _byte in range(100):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async with server(drip) as (url, _):
+        attempt = await asyncio.wait_for(post(url, timeout_s=0.3), 2.0)
+    assert attempt == Attempt(Outcome.RETRY, "no answer within 0.3 s")
+
+
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        (f"http://127.0.0.1:1/{PLANTED}", "private network"),
+        (f"http://169.254.169.254/{PLANTED}", "private network"),
+        (f"http://[::ffff:10.0.0.1]/{PLANTED}", "private network"),
+        (f"http://0x7f000001/{PLANTED}", "private network"),  # 127.0.0.1, for the system's resolver
+        (f"ftp://127.0.0.1/{PLANTED}", "not http"),
+        (f"http://user:{PLANTED}@example.com/", "a user or a password"),
+        (f"http://[::1/{PLANTED}", "not valid"),
+    ],
+)
+async def test_an_address_inside_the_network_is_refused_without_a_connection(
+    url: str, detail: str
+) -> None:
+    attempt = await post(url, allowed=())
+    assert attempt.outcome is Outcome.REFUSED
+    assert detail in attempt.detail
+    assert PLANTED not in attempt.detail
+
+
+async def test_the_checked_address_is_the_one_that_is_called_and_the_name_is_asked_for_once() -> (
+    None
+):
+    asked: list[str] = []
+
+    async def rebinding(host: str, port: int) -> Sequence[str]:
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
+
+    async with server(reply("200 OK")) as (url, heads):
+        port = url.rpartition(":")[2].partition("/")[0]
+        sender = Sender(LOOPBACK, 2.0, rebinding)
+        attempt = await sender.send(Request(f"http://hooks.example:{port}/x", {}, b""))
+        await sender.close()
+    assert attempt.outcome is Outcome.DELIVERED
+    assert asked == ["hooks.example"]
+    assert f"host: hooks.example:{port}".encode() in heads[0].lower()
+
+
+async def test_one_private_address_among_public_ones_is_refused() -> None:
+    async def mixed(host: str, port: int) -> Sequence[str]:
+        return ["8.8.8.8", "10.0.0.1"]
+
+    sender = Sender((), 2.0, mixed)
+    attempt = await sender.send(Request("https://hooks.example/x", {}, b""))
+    await sender.close()
+    assert attempt.outcome is Outcome.REFUSED
+
+
+async def test_a_name_that_does_not_resolve_is_tried_again() -> None:
+    async def unknown(host: str, port: int) -> Sequence[str]:
+        raise OSError(f"unknown name {host}")
+
+    sender = Sender((), 2.0, unknown)
+    attempt = await sender.send(Request(f"https://{PLANTED}.example/x", {}, b""))
+    await sender.close()
+    assert attempt == Attempt(Outcome.RETRY, "connection failed (OSError)")
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::127.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_only_public_addresses_may_be_called(address: str, *, public: bool) -> None:
+    assert is_allowed(ipaddress.ip_address(address), ()) is public
+
+
+def test_an_allowed_network_opens_itself_and_nothing_else() -> None:
+    allowed = [ipaddress.ip_network("10.0.0.0/8")]
+    assert is_allowed(ipaddress.ip_address("10.1.2.3"), allowed)
+    assert is_allowed(ipaddress.ip_address("::ffff:10.1.2.3"), allowed)
+    assert not is_allowed(ipaddress.ip_address("192.168.0.1"), allowed)
+
+
+@pytest.mark.parametrize(
+    ("value", "date", "expected"),
+    [
+        (None, None, None),
+        ("30", None, 30.0),
+        ("99999999", None, MAX_RETRY_AFTER_S),
+        ("soon", None, None),
+        ("-5", None, None),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", None, None),
+    ],
+)
+def test_retry_after_is_read_and_bounded(
+    value: str | None, date: str | None, expected: float | None
+) -> None:
+    assert parse_retry_after(value, date) == expected
+
+
+def test_redirects_and_client_errors_are_final() -> None:
+    assert {classify(s, None).outcome for s in (301, 307, 401, 404, 422)} == {Outcome.REFUSED}
+    assert {classify(s, None).outcome for s in (408, 425, 429, 500, 504)} == {Outcome.RETRY}
+
+
+def test_secrets_are_read_when_they_are_needed_and_missing_ones_are_named_by_reference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOOK", f"{PLANTED}\n")
+    (tmp_path / "pd").write_text(f"{PLANTED}\n", encoding="utf-8")
+    assert resolve_secret("env:HOOK") == PLANTED
+    assert resolve_secret(f"file:{tmp_path}/pd") == PLANTED
+    assert resolve_secret("https://ci.example/x") == "https://ci.example/x"
+    with pytest.raises(KeyError, match="env:ABSENT is not set"):
+        resolve_secret("env:ABSENT")
+    with pytest.raises(KeyError, match="cannot be read"):
+        resolve_secret(f"file:{tmp_path}/absent")

@@ -1,0 +1,252 @@
+"""What is told and what is asked for: a table per decision, and the plan over a book."""
+
+from __future__ import annotations
+
+import pytest
+
+from alerting.book import Acted, Book
+from alerting.incidents import Change, command, step
+from alerting.notify import (
+    ActionDecision,
+    ActionHistory,
+    NotifyReason,
+    decide_action,
+    decide_notification,
+    outbox_id,
+    plan,
+)
+from monitor.spec import ActionSpec, ModelSpec
+from monitor.wire import (
+    Advice,
+    Cause,
+    Command,
+    Incident,
+    IncidentState,
+    OutboxItem,
+    Transition,
+    Verdicts,
+)
+from tests.alerting.builders import (
+    DAY,
+    MODEL,
+    START,
+    fault,
+    judged,
+    labels,
+    last,
+    run,
+    spec,
+    verdict,
+)
+
+NOW = START + 100 * DAY
+
+
+def incident(
+    advice: Advice = "retrain",
+    *,
+    cause: Cause = "drift",
+    state: IncidentState = "firing",
+    rollback_to: str | None = None,
+    name: str = "i1",
+) -> Incident:
+    return Incident(
+        name, MODEL, "7", cause, advice, "error", state, "title", "reason",
+        START, START, NOW, None, 1, rollback_to=rollback_to,
+    )  # fmt: skip
+
+
+def change(transition: Transition | None, of: Incident) -> Change:
+    _, changes = run([judged(verdict(), closes=True)])
+    case = changes[0].case
+    return Change(transition, type(case)(case.family, of, case.members, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("why", "transition", "state", "told", "silenced", "reason"),
+    [
+        ("the first page", "fired", "firing", (), False, NotifyReason.FIRST_FIRING),
+        ("the message was repeated", "fired", "firing", ("cause:drift",), False, NotifyReason.ALREADY_TOLD),
+        ("labels came", "changed", "firing", ("cause:unknown",), False, NotifyReason.CAUSE_CHANGED),
+        ("back to an old cause", "changed", "firing", ("cause:drift", "cause:x"), False, NotifyReason.ALREADY_TOLD),
+        ("the fired one was silenced", "changed", "firing", (), False, NotifyReason.FIRST_FIRING),
+        ("it is over", "resolved", "resolved", ("cause:drift",), False, NotifyReason.RESOLVED),
+        ("over, and said so", "resolved", "resolved", ("cause:drift", "resolved"), False, NotifyReason.ALREADY_TOLD),
+        ("nobody heard of it", "resolved", "resolved", (), False, NotifyReason.NEVER_TOLD),
+        ("more evidence", None, "firing", ("cause:drift",), False, NotifyReason.NO_TRANSITION),
+        ("an action is no page", "action", "firing", (), False, NotifyReason.NO_TRANSITION),
+        ("still pending", "fired", "pending", (), False, NotifyReason.NOT_FIRING),
+        ("a person wants quiet", "fired", "firing", (), True, NotifyReason.SILENCED),
+        ("the quiet is over", "fired", "firing", (), False, NotifyReason.FIRST_FIRING),
+    ],
+)  # fmt: skip
+def test_a_change_is_told_for_a_reason(
+    why: str,
+    transition: Transition | None,
+    state: IncidentState,
+    told: tuple[str, ...],
+    reason: NotifyReason,
+    *,
+    silenced: bool,
+) -> None:
+    found = decide_notification(change(transition, incident(state=state)), told, silenced=silenced)
+    assert found is reason, why
+    assert found.tells == (reason.value in {"first_firing", "cause_changed", "resolved"})
+
+
+def rule(**changes: object) -> ActionSpec:
+    hook = {"url": "https://ci.example/x", "secret": "env:S"}
+    return ActionSpec.model_validate({"webhook": hook, "approval": "auto", **changes})
+
+
+def history(*acted: Acted, quality: bool = False, approved: bool = False, rejected: bool = False,
+            open_ids: tuple[str, ...] = ("i1",)) -> ActionHistory:  # fmt: skip
+    return ActionHistory(NOW, acted, open_ids, quality, approved, rejected)
+
+
+DECIDE = ActionDecision
+
+
+@pytest.mark.parametrize(
+    ("why", "asked", "allowed", "of", "past", "expected"),
+    [
+        ("all is well", "retrain", rule(), incident(), history(), DECIDE.SEND),
+        ("off by default", "retrain", None, incident(), history(), DECIDE.NOT_ALLOWED),
+        ("the owner tries it out", "retrain", rule(dry_run=True), incident(), history(), DECIDE.DRY_RUN),
+        ("not what helps", "retrain", rule(), incident("rollback"), history(), DECIDE.NOT_ADVISED),
+        ("it is over", "retrain", rule(), incident(state="resolved"), history(), DECIDE.NOT_FIRING),
+        ("a person decides", "retrain", rule(approval="manual"), incident(), history(), DECIDE.NEEDS_APPROVAL),
+        ("a person agreed", "retrain", rule(approval="manual"), incident(), history(approved=True), DECIDE.SEND),
+        ("a person refused", "retrain", rule(), incident(), history(rejected=True), DECIDE.REJECTED),
+        ("the data are broken", "retrain", rule(), incident(), history(quality=True), DECIDE.BLOCKED_BY_QUALITY),
+        ("approved, but broken", "retrain", rule(approval="manual"), incident(),
+         history(quality=True, approved=True), DECIDE.BLOCKED_BY_QUALITY),
+        ("once an incident", "retrain", rule(), incident(), history(Acted("retrain", "i1", 0)), DECIDE.ALREADY_ASKED),
+        ("another is under way", "retrain", rule(), incident(),
+         history(Acted("retrain", "i0", 0), open_ids=("i0", "i1")), DECIDE.SINGLE_FLIGHT),
+        ("one a day", "retrain", rule(), incident(), history(Acted("retrain", "i0", NOW - DAY + 1)), DECIDE.DAILY_CAP),
+        ("too soon", "retrain", rule(cooldown="7d"), incident(),
+         history(Acted("retrain", "i0", NOW - 2 * DAY)), DECIDE.COOLING_DOWN),
+        ("late enough", "retrain", rule(cooldown="2d"), incident(),
+         history(Acted("retrain", "i0", NOW - 2 * DAY)), DECIDE.SEND),
+        ("nowhere to go", "rollback", rule(), incident("rollback"), history(), DECIDE.NO_TARGET),
+        ("back to 6", "rollback", rule(), incident("rollback", rollback_to="6"), history(quality=True), DECIDE.SEND),
+    ],
+)  # fmt: skip
+def test_an_action_is_asked_for_only_when_nothing_speaks_against_it(
+    why: str, asked: str, allowed: ActionSpec | None, of: Incident, past: ActionHistory, expected: DECIDE
+) -> None:  # fmt: skip
+    found = decide_action("retrain" if asked == "retrain" else "rollback", allowed, of, past)
+    assert found is expected, why
+    assert found.asks == (found in (DECIDE.SEND, DECIDE.DRY_RUN))
+
+
+def deliver(
+    messages: list[Verdicts], model: ModelSpec, book: Book | None = None
+) -> tuple[Book, list[OutboxItem]]:
+    book = book or Book(MODEL)
+    items: list[OutboxItem] = []
+    for message in messages:
+        book, changes = step(book, message)
+        book, _, more = plan(book, changes, model)
+        items += more
+    return book, items
+
+
+def said(items: list[OutboxItem]) -> list[tuple[str, str]]:
+    return [(item.target, item.transition) for item in items]
+
+
+FALLING = [
+    judged(verdict(), closes=True),
+    judged(labels(), source="performance", closes=True),
+]
+
+
+def test_an_incident_is_told_to_every_target_once_per_cause_and_once_when_it_is_over() -> None:
+    clean = [judged(verdict(status="ok"), day=i, closes=True) for i in (1, 2)]
+    _, items = deliver([FALLING[0], clean[0]], spec(actions={}))
+    assert said(items) == [
+        ("slack", "fired"),
+        ("pagerduty", "fired"),
+        ("slack", "resolved"),
+        ("pagerduty", "resolved"),
+    ]
+    assert len({item.id for item in items}) == 4
+
+
+def test_a_retrain_is_asked_for_once_when_labels_show_that_a_drift_hurts() -> None:
+    more = [judged(labels(), day=i, source="performance", closes=True) for i in (1, 2)]
+    book, items = deliver([*FALLING, judged(verdict(), day=3, closes=True), *more], spec(notify=[]))
+    assert said(items) == [("retrain", "action")]
+    case = next(iter(book.open.values()))
+    assert case.incident.timeline[-1].what == "retrain asked for"
+
+
+def test_a_blocked_retrain_goes_out_once_the_data_are_clean() -> None:
+    broken = judged(fault(feature="visib"), segment="carrier=HA", n=5)
+    book, items = deliver([broken, *FALLING], spec(notify=[]))
+    assert said(items) == []
+    assert len(book.open) == 2
+    assert all(case.incident.retrain_blocked for case in book.open.values())
+    fixed = judged(fault("ok", feature="visib"), day=1, segment="carrier=HA", n=5, closes=True)
+    book, items = deliver([fixed], spec(notify=[]), book)
+    assert said(items) == [("retrain", "action")]
+    assert not items[0].incident.retrain_blocked
+
+
+def test_a_manual_action_waits_for_its_approval_and_a_repeated_approval_asks_once() -> None:
+    manual = spec(
+        notify=[],
+        actions={"retrain": {"webhook": {"url": "https://ci.example/x", "secret": "env:S"}}},
+    )
+    book, items = deliver(FALLING, manual)
+    assert items == []
+    order = Command("approve", MODEL, next(iter(book.open)), "ada", NOW)
+    for expected in ([("retrain", "action")], []):
+        book, changes = command(book, order)
+        book, _, asked = plan(book, changes, manual)
+        assert said(list(asked)) == expected
+
+
+def test_a_dry_run_is_marked_as_one() -> None:
+    hook = {"url": "https://ci.example/x", "secret": "env:S"}
+    dry = spec(notify=[], actions={"retrain": {"webhook": hook, "dry_run": True}})
+    _, items = deliver(FALLING, dry)
+    assert [item.dry_run for item in items] == [True]
+
+
+def test_what_fires_in_silence_is_told_when_the_silence_is_over() -> None:
+    quiet = spec(actions={})
+    book, changes = run([judged(verdict(), closes=True)])
+    order = Command("silence", MODEL, last(changes).id, "ada", START, until_ms=START + 3 * DAY)
+    book, silenced = command(book, order)
+    book, _, items = plan(book, [Change("fired", silenced[0].case)], quiet)
+    assert items == ()
+    book, later = deliver([judged(verdict(), day=1, closes=True)], quiet, book)
+    assert later == []
+    _, after = deliver([judged(verdict(), day=2, closes=True)], quiet, book)
+    assert said(after) == [("slack", "fired"), ("pagerduty", "fired")]
+
+
+def test_without_a_spec_nothing_leaves() -> None:
+    book, changes = run([judged(verdict(), closes=True)])
+    assert plan(book, changes, None) == (book, tuple(changes), ())
+
+
+def test_outbox_ids_are_stable_and_differ_by_target_action_and_cause() -> None:
+    one = incident()
+    other_severity = incident("watch")
+    assert outbox_id(one, "fired", "slack", "notify") == outbox_id(
+        other_severity, "fired", "slack", "notify"
+    )
+    ids = {
+        outbox_id(one, "fired", "slack", "notify"),
+        outbox_id(one, "fired", "pagerduty", "notify"),
+        outbox_id(one, "resolved", "slack", "notify"),
+        outbox_id(one, "changed", "slack", "notify"),
+        outbox_id(incident(cause="benign_shift"), "changed", "slack", "notify"),
+        outbox_id(one, "action", "retrain", "retrain"),
+    }
+    assert len(ids) == 6
+    assert all(len(name) == 32 and "." not in name for name in ids)

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeAlias
+
+import httpx
+import pytest
+import uvicorn
+from pydantic import SecretStr
+
+from monitor import api, store
+from monitor.errors import ConfigError
+from monitor.settings import ApiSettings, ClickHouseSettings, Settings
+from monitor.store import Store
+from streams.embedded import clickhouse
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, fill
+
+DAYS = 30
+NAME = MODEL.replace("/", "%2F")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
+    directory, port = tmp_path_factory.mktemp("api"), free_port()
+    with Supervisor(directory / "logs") as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "data"))
+        supervisor.wait_ready(30)
+        settings = ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+        store.migrate(settings)
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def filled(database: ClickHouseSettings) -> Iterator[Store]:
+    link = store.connect(database)
+    fill(link, days=DAYS)
+    yield link
+    link.close()
+
+
+Serve: TypeAlias = Callable[..., httpx.Client]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serves an application on a free port, and gives a client of it."""
+    with ExitStack() as opened:
+
+        def start(link: Store, settings: ApiSettings | None = None) -> httpx.Client:
+            app = api.create_app(link, settings or ApiSettings())
+            listener = opened.enter_context(socket.create_server((LOOPBACK, 0)))
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            opened.callback(thread.join)
+            opened.callback(setattr, server, "should_exit", True)
+            address = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+            return opened.enter_context(httpx.Client(base_url=address, trust_env=False))
+
+        yield start
+
+
+@pytest.fixture
+def client(serve: Serve, filled: Store) -> httpx.Client:
+    return serve(filled)
+
+
+def test_health_and_readiness_answer(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_a_model_is_found_by_its_name_even_with_a_slash_in_it(client: httpx.Client) -> None:
+    (row,) = client.get("/api/v1/models").json()["items"]
+    assert client.get(f"/api/v1/models/{NAME}").json() == row
+    assert (row["model"], row["versions"], row["sizes_ms"]) == (MODEL, ["7"], [DAY])
+    assert row["spec"]["notify"][0]["slack"]["url"] == "env:SLACK_WEBHOOK"
+
+
+def test_windows_come_newest_first_in_bounded_pages_without_a_gap(client: httpx.Client) -> None:
+    path = f"/api/v1/models/{NAME}/windows"
+    starts: list[int] = []
+    to_ms = START + DAYS * DAY
+    while True:
+        page = client.get(path, params={"size_ms": DAY, "to_ms": to_ms, "limit": 7}).json()
+        starts += [w["start_ms"] for w in page["items"] if w["start_ms"] not in starts]
+        if not page["truncated"]:
+            break
+        assert len(page["items"]) == 7
+        to_ms = page["items"][-1]["start_ms"] + 1
+    assert starts == [START + day * DAY for day in reversed(range(DAYS))]
+
+
+def test_no_limit_goes_beyond_the_page_size_of_the_settings(serve: Serve, filled: Store) -> None:
+    page = serve(filled, ApiSettings(page_size=3)).get(
+        f"/api/v1/models/{NAME}/windows", params={"limit": 1000}
+    )
+    assert (len(page.json()["items"]), page.json()["truncated"]) == (3, True)
+
+
+def test_a_feature_of_a_window_stands_beside_its_reference(client: httpx.Client) -> None:
+    shown = client.get(
+        f"/api/v1/models/{NAME}/features/carrier",
+        params={"version": "7", "size_ms": DAY, "start_ms": START},
+    ).json()
+    assert shown["kind"] == "categorical"
+    assert set(shown["labels"]) == {"UA", "B6", "EV", "DL"}
+    assert sum(shown["counts"]) == EVENTS
+    assert sum(shown["reference"]) == 6000
+
+
+def test_a_feature_over_time_has_one_row_a_window(client: httpx.Client) -> None:
+    rows = client.get(
+        f"/api/v1/models/{NAME}/features/wind_speed/series", params={"size_ms": DAY}
+    ).json()["items"]
+    assert len(rows) == DAYS
+    assert rows[0]["mean"] > 1.3 * rows[-1]["mean"]  # km/h against mph
+    assert rows[0]["off_grid"] > 0.5 * EVENTS
+
+
+def test_verdicts_are_filtered_by_statistic_and_status(client: httpx.Client) -> None:
+    path = f"/api/v1/models/{NAME}/verdicts"
+    psi = client.get(path, params={"statistic": "psi"}).json()["items"]
+    assert {row["statistic"] for row in psi} == {"psi"}
+    breached = client.get(path, params={"status": "breach"}).json()["items"]
+    assert {row["status"] for row in breached} == {"breach"}
+    assert breached[0]["value"] > breached[0]["limit"]
+    nothing = client.get(path, params={"statistic": "ks"}).json()["items"][0]
+    assert (nothing["status"], nothing["value"]) == ("no_data", None)
+
+
+def test_performance_incidents_deliveries_and_the_ledger_are_shown(client: httpx.Client) -> None:
+    rows = client.get(f"/api/v1/models/{NAME}/performance").json()["items"]
+    assert len(rows) == DAYS
+    assert 0.8 <= rows[0]["metrics"]["accuracy"] <= 0.85
+    firing = client.get("/api/v1/incidents", params={"state": "firing"}).json()["items"]
+    assert [incident["id"] for incident in firing] == [FIRING]
+    assert client.get(f"/api/v1/incidents/{FIRING}").json() == firing[0]
+    sent = client.get("/api/v1/deliveries", params={"incident_id": FIRING}).json()["items"]
+    assert [(d["target"], d["outcome"], d["attempts"]) for d in sent] == [("slack", "delivered", 2)]
+    report = client.get("/api/v1/ledger").json()
+    assert report["total"]["events"] == DAYS * EVENTS + 3
+    assert (report["total"]["dead"], report["total"]["unaccounted"]) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/v1/models/none", 404),
+        ("/api/v1/incidents/none", 404),
+        (f"/api/v1/models/{NAME}/windows?from_ms=x", 422),
+        (f"/api/v1/models/{NAME}/windows?limit=0", 422),
+        (f"/api/v1/models/{NAME}/verdicts?status=fine", 422),
+        (f"/api/v1/models/{NAME}/features/temp?version=7&size_ms=1&start_ms=0", 404),
+        ("/nowhere", 404),
+    ],
+)
+def test_errors_are_problem_documents(client: httpx.Client, path: str, status: int) -> None:
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status
+    assert answer.json()["detail"]
+
+
+def test_with_a_key_only_the_probes_and_the_pages_own_files_are_open(
+    serve: Serve, filled: Store
+) -> None:
+    client = serve(filled, ApiSettings(key=SecretStr("k" * 32)))
+    opened = ("/healthz", "/readyz", "/", "/page.js")
+    guarded = ("/metrics", "/api/v1/openapi.json", "/api/v1/ledger", f"/api/v1/models/{NAME}")
+    for path in opened:
+        assert client.get(path).status_code == 200, path
+    for path in guarded:
+        assert client.get(path).status_code == 401, path
+        assert client.get(path, headers={"X-API-Key": "k" * 31}).status_code == 401, path
+        assert client.get(path, headers={"X-API-Key": "k" * 32}).status_code == 200, path
+
+
+def test_every_route_but_the_probes_is_behind_the_key(serve: Serve, filled: Store) -> None:
+    client = serve(filled, ApiSettings(key=SecretStr("k" * 32)))
+    schema = client.get("/api/v1/openapi.json", headers={"X-API-Key": "k" * 32}).json()
+    for path in schema["paths"]:
+        concrete = re.sub(r"{[^}]*}", "x", path)
+        expected = 200 if path in ("/healthz", "/readyz") else 401
+        assert client.get(concrete).status_code == expected, path
+
+
+def test_without_a_key_only_loopback_names_are_answered(serve: Serve, filled: Store) -> None:
+    client = serve(filled)
+    assert client.get("/api/v1/models", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/api/v1/models", headers={"Host": "localhost:8080"}).status_code == 200
+
+
+def test_the_page_is_self_contained_and_may_load_nothing_from_elsewhere(
+    client: httpx.Client,
+) -> None:
+    page = client.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    for name in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert client.get(f"/{name}").status_code == 200, name
+    for file in api.PAGE.iterdir():
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http" not in text, file.name
+        assert "innerHTML" not in text, file.name
+
+
+def test_metrics_count_answers_by_class_of_status(client: httpx.Client) -> None:
+    client.get("/api/v1/models/none")
+    body = client.get("/metrics").text
+    assert re.search(r'driftline_api_requests_total\{status="4xx"\} [1-9]', body)
+
+
+def test_a_database_that_goes_away_is_a_503_that_says_when_to_come_back(
+    serve: Serve, tmp_path: Path
+) -> None:
+    port = free_port()
+    with Supervisor(tmp_path / "logs") as supervisor:
+        supervisor.start(clickhouse.child(port, tmp_path / "data"))
+        supervisor.wait_ready(30)
+        settings = ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+        store.migrate(settings)
+        client = serve(store.connect(settings))
+        assert client.get("/readyz").status_code == 200
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert client.get("/healthz").status_code == 200
+    assert LOOPBACK not in answer.text
+
+
+def test_tables_that_are_missing_are_a_503_that_names_the_doctor(
+    serve: Serve, database: ClickHouseSettings
+) -> None:
+    nothing = store.connect(database.model_copy(update={"database": "nothing"}))
+    answer = serve(nothing).get("/readyz")
+    assert answer.status_code == 503
+    assert "driftline doctor" in answer.json()["detail"]
+
+
+def test_the_process_serves_until_it_is_told_to_stop(
+    database: ClickHouseSettings, filled: Store
+) -> None:
+    port = free_port()
+    settings = Settings(clickhouse=database, api=ApiSettings(port=port))
+    stop = threading.Event()
+    thread = threading.Thread(target=api.run, args=(settings, stop))
+    thread.start()
+    assert _models(port) == [MODEL]
+    with pytest.raises(ConfigError, match="DRIFTLINE_API__PORT"):
+        api.run(settings, stop)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def _models(port: int) -> list[str]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"http://{LOOPBACK}:{port}/api/v1/models", trust_env=False)
+        except httpx.TransportError:
+            time.sleep(0.02)
+        else:
+            return [row["model"] for row in answer.json()["items"]]
+    raise AssertionError("nobody answers")

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from monitor import environment, store
+from monitor.settings import Settings
+from streams import __main__ as cli
+from streams.embedded import clickhouse
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.processes import PROCESSES, Process
+
+SPEC = """
+model: churn
+task: binary
+features:
+  plan: {type: categorical}
+  age: {type: numeric}
+segments: [plan]
+windows: {pane: 1h, sizes: [1d]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("DRIFTLINE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    # Logging is set up per process, not per command: the test's own capture stays.
+    monkeypatch.setattr("monitor.logs.configure", lambda *_args, **_kwargs: None)
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+
+
+def _main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of the whole command, errors turned into lines."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
+def test_a_process_lists_every_setting_that_it_reads(process: Process) -> None:
+    text = _run("run", process.name, "--help").output
+    rows = list(environment.describe(*process.groups))
+    assert len(rows) >= 10
+    for row in rows:
+        shown = f"  {row.variable} = {row.default}\n" if row.default else f"  {row.variable}\n"
+        assert shown in text
+        assert row.description in text
+        assert row.variable_file in text
+
+
+def test_help_of_every_command_answers_without_importing_what_it_runs() -> None:
+    heavy = {"faust", "aiokafka", "pyarrow", "confluent_kafka", "chdb", "fastapi", "scipy"}
+    heavy |= {"numpy", "uvicorn", "clickhouse_connect", "httpx"}
+    script = "import sys\nfrom streams.__main__ import app\nprint(*sys.modules)\n"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    ).stdout
+    assert heavy & set(loaded.split()) == set()
+
+
+def test_version_is_one_line_or_json() -> None:
+    assert _run("version").output.startswith("driftline 0.")
+    assert set(json.loads(_run("version", "--json").output)) == {"driftline", "python"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "sink", "--config", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
+        (["apply", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
+        (["doctor", "-c", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, error = _main(capsys, *arguments)
+    assert code == 2
+    assert error.startswith("driftline: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_setting_ends_the_real_command_without_a_traceback() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "streams", "run", "api"],
+        env={**os.environ, "DRIFTLINE_API__HOST": "0.0.0.0"},  # refused
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "driftline: api (DRIFTLINE_API): listening on 0.0.0.0 needs a key:"
+        " set DRIFTLINE_API__KEY or DRIFTLINE_API__KEY_FILE\n"
+    )
+
+
+def test_a_broker_that_is_away_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRIFTLINE_KAFKA__BOOTSTRAP", f"{LOOPBACK}:{free_port()}")
+    code, error = _main(capsys, "topics", "list")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "no Kafka broker answers at" in error
+
+
+@pytest.fixture
+def servers(
+    embedded_broker: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
+    """A broker and a database, named by the environment, under a prefix of the test's own."""
+    directory, port = tmp_path_factory.mktemp("cli"), free_port()
+    with Supervisor(directory) as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "clickhouse"))
+        supervisor.wait_ready(30)
+        monkeypatch.setenv("DRIFTLINE_KAFKA__BOOTSTRAP", embedded_broker)
+        monkeypatch.setenv("DRIFTLINE_KAFKA__TOPIC_PREFIX", f"cli{port}.")
+        monkeypatch.setenv("DRIFTLINE_KAFKA__SESSION_TIMEOUT_S", "6")
+        monkeypatch.setenv("DRIFTLINE_CLICKHOUSE__URL", f"http://{LOOPBACK}:{port}")
+        monkeypatch.setenv("DRIFTLINE_EMBEDDED__DATA_DIR", str(directory))
+        yield environment.load()
+
+
+def test_an_operators_first_hour(servers: Settings, tmp_path: Path) -> None:
+    sick = _run("doctor", "--json")
+    found = {finding["check"]: finding for finding in json.loads(sick.output)}
+    assert sick.exit_code == 1
+    assert found["topics"]["advice"] == "run `driftline topics create`"
+    assert found["migrations"]["advice"] == "run `driftline migrate`"
+
+    listed = _run("topics", "list", "--json")
+    assert listed.exit_code == 1
+    assert not any(row["exists"] for row in json.loads(listed.output))
+    created = json.loads(_run("topics", "create", "--json").output)["created"]
+    assert f"{servers.kafka.topic_prefix}predictions" in created
+    assert _run("topics", "create").output == "all topics are there\n"
+    assert "predictions" in _run("topics", "list").output
+
+    planned = json.loads(_run("migrate", "--dry-run", "--json").output)["applied"]
+    assert json.loads(_run("migrate", "--json").output) == {"dry_run": False, "applied": planned}
+    assert _run("migrate").output == "all migrations are applied\n"
+
+    spec = tmp_path / "churn.yaml"
+    spec.write_text(SPEC)
+    assert _run("apply", str(spec)).output == "churn: calibrates itself\n"
+    rows = [f"{1_700_000_000_000 + i * 60_000},{'ab'[i % 2]},{20 + i % 50}" for i in range(3000)]
+    source = tmp_path / "past.csv"
+    source.write_text("\n".join(["ts,plan,age", *rows]) + "\n")
+    built = _run("reference", "build", str(source), "--spec", str(spec), "--publish", "--json")
+    summary = json.loads(built.output)
+    assert (summary["events"], summary["segments"]) == (3000, {"plan": 2})
+    assert json.loads(_run("reference", "show", "churn", "--json").output) == summary
+    assert _run("apply", str(spec)).output == "churn: keeps its reference\n"
+    assert _run("apply", str(spec), "--recalibrate").output == "churn: calibrates itself\n"
+    spec.write_text(SPEC + "reference: {file: past.csv}\n")
+    assert _run("apply", str(spec)).output.startswith("churn: compared with")
+
+    assert json.loads(_run("ledger", "--json").output)["total"]["events"] == 0
+    assert "unaccounted 0" in _run("ledger").output
+    well = _run("doctor", "--json")
+    assert well.exit_code == 0, well.output
+    assert {f["status"] for f in json.loads(well.output)} <= {"ok", "warn"}
+
+
+def test_an_unknown_model_has_no_reference(
+    servers: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("topics", "create").exit_code == 0
+    code, error = _main(capsys, "reference", "show", "nobody")
+    assert code == 2
+    assert "no model is called nobody: there are none" in error
+
+
+def test_a_missing_event_in_the_ledger_is_exit_code_1(servers: Settings) -> None:
+    from monitor.tables import ledger_row, to_table
+    from monitor.wire import LedgerEntry
+
+    store.migrate(servers.clickhouse)
+    link = store.connect(servers.clickhouse)
+    lost = LedgerEntry(
+        profiles_partition=0,
+        offset=1,
+        open=0,
+        partition=0,
+        start=0,
+        end=10,
+        events=10,
+        dead=1,
+        on_time=8,
+        late=0,
+        calibrating=0,
+        jump=None,
+    )
+    link.append("ledger", to_table("ledger", [ledger_row(lost)]), token="t")
+    link.close()
+    told = _run("ledger", "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.output)["total"]["unaccounted"] == 1

@@ -1,0 +1,290 @@
+"""The dispatcher: lanes and positions by themselves, then the whole of it against both brokers and a strict receiver."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from typing_extensions import override
+
+from monitor import wire
+from monitor.errors import TransientError
+from monitor.settings import DispatcherSettings, KafkaSettings, Settings
+from monitor.spec import ModelSpec, parse_spec
+from monitor.wire import Delivery, OutboxItem
+from streams import clients, dispatcher, models, topics, wiring
+from streams.demo.receiver import Receiver
+from streams.dispatcher import Dispatcher
+from streams.lanes import Lanes, Progress, Task
+from streams.models import Model
+from tests.alerting.builders import MODEL
+from tests.alerting.test_notify import FALLING, deliver
+
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+logger = logging.getLogger(__name__)
+
+
+def test_a_position_never_passes_an_item_that_is_not_done() -> None:
+    progress = Progress()
+    for offset in (3, 5, 6):  # offsets may have gaps
+        assert progress.begin(offset)
+    positions = []
+    for offset in (6, 3, 5):
+        progress.finish(offset)
+        positions.append(progress.position)
+    assert positions == [None, 4, 7]
+    assert not progress.begin(5), "a rebalance read it again"
+
+
+def outcome(item: OutboxItem) -> Delivery:
+    return Delivery(item.id, item.incident.id, item.target, item.action, "delivered", 1, 0)
+
+
+def asked(model: ModelSpec) -> list[OutboxItem]:
+    return deliver(FALLING, model)[1]
+
+
+class Rig:
+    """Lanes with receivers that answer when they are told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.recorded: list[str] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.lanes = Lanes(self._send, self._record)
+
+    async def _send(self, item: OutboxItem, asked_s: float) -> Delivery:
+        self.sent.append(item.id)
+        if item.target in self.gates:
+            await self.gates[item.target].wait()
+        return outcome(item)
+
+    async def _record(self, partition: int, done: Delivery) -> None:
+        self.recorded.append(done.id)
+
+
+def item(target: str, name: str) -> OutboxItem:
+    first = ITEMS[0]
+    return OutboxItem(name, target, "notify", "fired", first.incident)
+
+
+ITEMS = asked(parse_spec({"model": MODEL, "notify": [{"slack": {"url": "env:X"}}]}, origin="test"))
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_receiver_that_hangs_delays_its_own_lane_and_no_other() -> None:
+    rig = Rig()
+    rig.gates["slow"] = asyncio.Event()
+    rig.lanes.assign(0, ())
+    for offset, (target, name) in enumerate(
+        [("slow", "a"), ("fast", "b"), ("slow", "c"), ("fast", "d")]
+    ):
+        rig.lanes.put(Task(item(target, name), 0, offset, 0.0))
+    await settle()
+    assert rig.recorded == ["b", "d"]
+    assert rig.sent == ["a", "b", "d"], "within a lane one item follows the other"
+    assert rig.lanes.positions() == {}
+    rig.gates["slow"].set()
+    await settle()
+    assert (rig.lanes.positions(), rig.lanes.pending) == ({0: 4}, 0)
+
+
+async def test_what_is_recorded_or_repeated_is_not_sent_again() -> None:
+    rig = Rig()
+    rig.lanes.assign(0, {"a"})
+    for offset, name in enumerate(["a", "b", "b"]):
+        rig.lanes.put(Task(item("slack", name), 0, offset, 0.0))
+    await settle()
+    assert rig.sent == ["b"]
+    assert rig.lanes.positions() == {0: 3}
+
+
+async def test_a_partition_that_was_taken_away_is_left_alone() -> None:
+    rig = Rig()
+    rig.gates["slow"] = asyncio.Event()
+    rig.lanes.assign(0, ())
+    rig.lanes.put(Task(item("slow", "a"), 0, 0, 0.0))
+    rig.lanes.put(Task(item("slow", "b"), 0, 1, 0.0))
+    await settle()
+    rig.lanes.revoke(0)
+    rig.lanes.put(Task(item("slow", "c"), 0, 2, 0.0))
+    rig.gates["slow"].set()
+    await settle()
+    assert rig.sent == ["a"]
+    assert rig.lanes.positions() == {}
+
+
+async def test_an_outcome_that_cannot_be_recorded_ends_the_dispatcher() -> None:
+    async def lost(partition: int, done: Delivery) -> None:
+        raise TransientError("no broker")
+
+    async def send(item: OutboxItem, asked_s: float) -> Delivery:
+        return outcome(item)
+
+    lanes = Lanes(send, lost)
+    lanes.assign(0, ())
+    lanes.put(Task(item("slack", "a"), 0, 0, 0.0))
+    await settle()
+    with pytest.raises(TransientError, match="no broker"):
+        lanes.positions()
+
+
+class Stack:
+    """Topics of its own on a broker, a receiver, and a model that names it."""
+
+    def __init__(self, address: str, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.settings = Settings(
+            kafka=KafkaSettings(
+                bootstrap=address,
+                topic_prefix=f"t{uuid.uuid4().hex[:8]}.",
+                detector_partitions=2,
+                session_timeout_s=6,
+            ),
+            dispatcher=DispatcherSettings(allowed_networks=("127.0.0.0/8",), timeout_s=5),
+        )
+        self.kafka = wiring.kafka(self.settings)
+        self.topics = wiring.topics(self.settings)
+        admin = clients.admin(self.kafka, logger)
+        topics.create(admin, self.topics, wiring.widths(self.settings))
+        hook = {"url": f"{receiver.url}/retrain", "secret": "env:HOOK"}
+        self.spec = parse_spec(
+            {
+                "model": MODEL,
+                "notify": [
+                    {"slack": {"url": "env:SLACK"}},
+                    {"pagerduty": {"routing_key": "env:PD", "url": f"{receiver.url}/pagerduty"}},
+                ],
+                "actions": {"retrain": {"webhook": hook, "approval": "auto"}},
+            },
+            origin="test",
+        )
+        models.publish(self.kafka, self.topics, Model(self.spec, None), logger)
+
+    def put(self, *values: bytes) -> None:
+        producer = Producer(clients.producer_config(self.kafka, logger))
+        for value in values:
+            producer.produce(self.topics.outbox, value=value, partition=1)
+        assert producer.flush(10) == 0
+
+    def deliveries(self) -> list[Delivery]:
+        """What is recorded now."""
+        config = clients.consumer_config(self.kafka, "reader", logger)
+        reader = Consumer({**config, "enable.partition.eof": True})
+        reader.assign([TopicPartition(self.topics.deliveries, 1, OFFSET_BEGINNING)])
+        found: list[Delivery] = []
+        try:
+            while True:
+                for message in reader.consume(100, 0.2):
+                    if message.error() is not None:
+                        return found
+                    record = wire.decode(message.value() or b"")
+                    assert isinstance(record, Delivery)
+                    found.append(record)
+        finally:
+            reader.close()
+
+    @contextmanager
+    def running(
+        self, run: Callable[[Settings, threading.Event], None], *, fails: str | None = None
+    ) -> Iterator[None]:
+        """Run until the block ends; ``fails`` is the transient error that is meant to end it before."""
+        stop = threading.Event()
+        failures: list[str] = []
+
+        def body() -> None:
+            try:
+                run(self.settings, stop)
+            except TransientError as err:
+                failures.append(str(err))
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(20)
+            assert not thread.is_alive()
+            assert failures == ([] if fails is None else [fails])
+
+    def wait(self, count: int, within_s: float = 20.0) -> list[str]:
+        """Paths of the requests that the receiver took, once there are ``count``."""
+        deadline = time.monotonic() + within_s
+        while len(self.receiver.received()) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [r.problem for r in self.receiver.received()] == [None] * count
+        return sorted(r.path for r in self.receiver.received())
+
+    def wait_recorded(self, count: int) -> list[Delivery]:
+        deadline = time.monotonic() + 20
+        while len(found := self.deliveries()) < count and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+
+@pytest.fixture
+def stack(broker_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    with Receiver(SECRET, clock=time.time) as receiver:
+        monkeypatch.setenv("SLACK", f"{receiver.url}/slack")
+        monkeypatch.setenv("PD", "p" * 32)
+        monkeypatch.setenv("HOOK", SECRET)
+        yield Stack(broker_address, receiver)
+
+
+class DiesBeforeRecording(Dispatcher):
+    """Killed between sending and recording."""
+
+    @override
+    async def _record(self, partition: int, outcome: Delivery) -> None:
+        raise TransientError("killed")
+
+
+def run_dying(settings: Settings, stop: threading.Event) -> None:
+    model = asked_spec[0]
+    asyncio.run(DiesBeforeRecording(settings, lambda _: model).run(stop))
+
+
+asked_spec: list[ModelSpec] = []
+
+
+def test_each_item_reaches_its_receiver_and_a_kill_before_the_record_costs_one_repeat(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    items = asked(stack.spec)
+    assert [i.target for i in items] == ["slack", "pagerduty", "slack", "pagerduty", "retrain"]
+    retrain = items[-1]
+    asked_spec[:] = [stack.spec]
+    stack.put(wire.encode(retrain))
+    with stack.running(run_dying, fails="killed"):
+        assert stack.wait(1) == ["/retrain"]
+    assert stack.deliveries() == []
+    junk = b"not an outbox item"
+    stack.put(*(wire.encode(i) for i in items), junk, *(wire.encode(i) for i in items))
+    with stack.running(dispatcher.run):
+        paths = ["/pagerduty", "/pagerduty", "/retrain", "/retrain", "/slack", "/slack"]
+        assert stack.wait(6) == paths
+        assert len(stack.wait_recorded(5)) == 5
+    repeats = [r.repeats for r in stack.receiver.received() if r.path == "/retrain"]
+    assert repeats == [0, 1], "the same webhook-id, once more"
+    with stack.running(dispatcher.run):
+        time.sleep(1.0)
+    assert len(stack.receiver.received()) == 6, "what is recorded is never sent again"
+    assert {d.id for d in stack.deliveries()} == {i.id for i in items}
+    shown = caplog.text + "".join(d.detail for d in stack.deliveries())
+    assert SECRET not in shown
+    assert "p" * 32 not in shown
+    assert f"{stack.receiver.url}/slack" not in shown

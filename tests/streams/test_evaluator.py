@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from monitor import store
+from monitor.settings import ClickHouseSettings
+from monitor.spec import ModelSpec, parse_spec
+from monitor.store import Store
+from monitor.tables import TableName, to_table
+from monitor.truth import Topic, Truth
+from monitor.wire import Performance
+from streams.embedded import clickhouse
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.evaluator import Evaluator, Progress
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+START = 1_359_676_800_000  # 2013-02-01T00:00Z
+MODEL = "flight-delay"
+PARTITIONS = 2
+SPEC = {
+    "model": MODEL,
+    "task": "binary",
+    "windows": {"pane": "1h", "sizes": ["6h", "1d"]},
+    "labels": {"expected_delay": "12h"},
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    id: str
+    ts: int
+    version: str
+    carrier: str
+    prediction: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Label:
+    id: str
+    ts: int
+    label: str
+
+
+@dataclass
+class World:
+    """What Kafka and the sink are to the evaluator: topics with ends, of which a part is stored."""
+
+    store: Store
+    cluster: str = "here"
+    ends: dict[tuple[Topic, int], int] = field(default_factory=dict)
+    stored: dict[tuple[Topic, int], int] = field(default_factory=dict)
+    emitted: list[Performance] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        topics: tuple[Topic, ...] = ("labels", "scored")
+        for topic in topics:
+            for partition in range(PARTITIONS):
+                self.ends[topic, partition] = self.stored[topic, partition] = 0
+
+    def progress(self) -> Progress:
+        return Progress(self.cluster, dict(self.ends), dict(self.stored))
+
+    def emit(self, messages: Sequence[Performance]) -> None:
+        self.emitted += messages
+
+    def evaluator(self, spec: ModelSpec | None = None) -> Evaluator:
+        chosen = spec or parse_spec(SPEC, origin="test")
+        specs = {chosen.model: chosen}
+        return Evaluator(Truth(self.store.link), lambda: specs, self.progress, self.emit)
+
+    def produce(self, topic: Topic, partition: int, n: int = 1) -> None:
+        self.ends[topic, partition] += n
+
+    def store_predictions(self, rows: Sequence[Prediction], partition: int = 0) -> None:
+        stored = [
+            (MODEL, p.ts, p.id, p.version, [f"carrier={p.carrier}"], p.prediction, p.score)
+            for p in rows
+        ]
+        self._store("predictions", "scored", partition, stored)
+
+    def store_labels(self, rows: Sequence[Label], partition: int = 0) -> None:
+        at = self.stored["labels", partition]
+        stored = [(MODEL, row.ts, row.id, row.label, at + i) for i, row in enumerate(rows)]
+        self._store("labels", "labels", partition, stored)
+
+    def _store(
+        self,
+        table: TableName,
+        topic: Topic,
+        partition: int,
+        rows: Sequence[tuple[object, ...]],
+    ) -> None:
+        at = self.stored[topic, partition]
+        places = [(topic, partition, at + i, *row[:3]) for i, row in enumerate(rows)]
+        self.store.append(table, to_table(table, rows), token=f"{table}{partition}{at}{rows[:1]}")
+        self.store.append(
+            "arrivals", to_table("arrivals", places), token=f"{topic}{partition}{at}{rows[:1]}"
+        )
+        self.stored[topic, partition] = at + len(rows)
+        self.ends[topic, partition] = max(self.ends[topic, partition], at + len(rows))
+
+    def close_windows(self, until: int) -> None:
+        """The detector closed every window that ends by ``until``."""
+        empty = ((), *(0,) * 8, None, None, ())
+        row = (MODEL, "7", "", HOUR, until - HOUR, "", "", 1, "b", 1, 0, *empty)
+        self.store.append("windows", to_table("windows", [row]), token=f"w{until}")
+
+    def finals(self, size: int | None = None) -> list[Performance]:
+        return [m for m in self.emitted if m.final and size in (None, m.size_ms)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory, port = tmp_path_factory.mktemp("evaluator"), free_port()
+    with Supervisor(directory / "logs") as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "data"))
+        supervisor.wait_ready(30)
+        yield f"http://{LOOPBACK}:{port}"
+
+
+@pytest.fixture
+def world(server: str, request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from fresh(server, request.node.name)
+
+
+def fresh(server: str, name: str) -> Iterator[World]:
+    safe = "".join(c if c.isalnum() else "_" for c in name)[:60]
+    settings = ClickHouseSettings(url=server, database=f"t_{safe}")
+    store.migrate(settings)
+    link = store.connect(settings)
+    yield World(link)
+    link.close()
+
+
+def settle(world: World, evaluator: Evaluator) -> None:
+    """Step until there is nothing to do; the look at what was closed needs a round of its own."""
+    idle = 0
+    while idle < 2:
+        idle = idle + 1 if evaluator.step() == 0 else 0
+
+
+def history(hours: int, rng: np.random.Generator) -> tuple[list[Prediction], list[Label]]:
+    """Ten predictions an hour, each labelled up to 10 h later or never; labels in the order of time."""
+    predictions, labels = [], []
+    for i in range(hours * 10):
+        ts = START + i * (HOUR // 10)
+        truth = int(rng.random() < 0.3)
+        score = float(np.clip(0.3 * rng.random() + 0.5 * truth, 0, 1))
+        version = "8" if ts > START + DAY and i % 2 else "7"
+        carrier = "UA" if i % 3 else "B6"
+        said = str(int(score > 0.4))
+        predictions.append(Prediction(f"p{i}", ts, version, carrier, said, score))
+        if rng.random() < 0.9:
+            labels.append(Label(f"p{i}", ts + int(rng.integers(HOUR, 10 * HOUR)), str(truth)))
+    return predictions, sorted(labels, key=lambda label: label.ts)
+
+
+def test_windows_say_what_a_plain_loop_over_the_events_says(world: World) -> None:
+    predictions, labels = history(60, np.random.default_rng(1))
+    world.store_predictions(predictions)
+    world.store_labels(labels)
+    world.close_windows(START + 2 * DAY)
+    settle(world, world.evaluator())
+    truth = {label.id: label for label in labels}
+    days = [m for m in world.finals(DAY) if m.segment == "carrier=UA" and m.version == "7"]
+    assert [m.start_ms for m in days] == [START, START + DAY]
+    expected = [
+        p
+        for p in predictions
+        if p.version == "7" and p.carrier == "UA" and START <= p.ts < START + DAY
+    ]
+    known = [p for p in expected if p.id in truth]
+    day = days[0]
+    assert (day.predictions, day.labelled) == (len(expected), len(known))
+    assert day.revision == len(known)
+    wrong = sum(p.prediction != truth[p.id].label for p in known)
+    assert day.errors == wrong
+    assert day.metrics["accuracy"] == pytest.approx(1 - wrong / len(known))
+    brier = sum((p.score - int(truth[p.id].label)) ** 2 for p in known) / len(known)
+    assert day.metrics["brier"] == pytest.approx(brier)
+    assert day.metrics["label_coverage"] == len(known) / len(expected)
+    delays = sorted(truth[p.id].ts - p.ts for p in known)
+    assert day.label_delay_p50_ms == delays[(len(delays) + 1) // 2 - 1]
+    assert {m.segment for m in world.finals(DAY)} == {"", "carrier=UA", "carrier=B6"}
+
+
+Place = tuple[str, str, int, int]
+
+
+def place(m: Performance) -> Place:
+    return m.version, m.segment, m.size_ms, m.start_ms
+
+
+def replay(world: World, rng: np.random.Generator) -> None:
+    """Everything is in Kafka; the sink stores it bit by bit, in any order, and the evaluator restarts now and then."""
+    predictions, labels = history(72, np.random.default_rng(2))
+    evaluator = world.evaluator()
+    left: list[tuple[int, list[Prediction], list[Label]]] = [
+        (p, predictions[p::PARTITIONS], labels[p::PARTITIONS]) for p in range(PARTITIONS)
+    ]
+    for p, scored, labelled in left:
+        world.produce("scored", p, len(scored))
+        world.produce("labels", p, len(labelled))
+    world.close_windows(START + 3 * DAY)
+    while any(scored or labelled for _, scored, labelled in left):
+        p, scored, labelled = left[rng.integers(len(left))]
+        n = int(rng.integers(1, 400))
+        if scored and (rng.random() < 0.5 or not labelled):
+            world.store_predictions(scored[:n], p)
+            del scored[:n]
+        elif labelled:
+            world.store_labels(labelled[:n], p)
+            del labelled[:n]
+        evaluator.step()
+        if rng.random() < 0.2:
+            evaluator = world.evaluator()
+    settle(world, evaluator)
+
+
+def test_final_windows_are_the_same_however_the_log_was_cut(server: str) -> None:
+    last_words: list[dict[Place, Performance]] = []
+    for seed in range(4):
+        world = next(fresh(server, f"cut{seed}"))
+        replay(world, np.random.default_rng(seed))
+        world.store.close()
+        last = {place(m): m for m in world.finals()}
+        first = {place(m): m for m in reversed(world.finals())}
+        assert first == last  # nothing was final too early
+        last_words.append(last)
+    assert len(last_words[0]) > 100
+    assert all(words == last_words[0] for words in last_words)
+
+
+def test_finals_come_once_and_in_the_order_of_start(world: World) -> None:
+    predictions, labels = history(72, np.random.default_rng(3))
+    evaluator = world.evaluator()
+    for hour in range(0, 84, 7):
+        now = START + hour * HOUR
+        before = now - 7 * HOUR
+        if part := [p for p in predictions if before <= p.ts < now]:
+            world.store_predictions(part)
+        if due := [label for label in labels if before <= label.ts < now]:
+            world.store_labels(due)
+        world.close_windows(now // HOUR * HOUR)
+        settle(world, evaluator)
+    for size in (HOUR, 6 * HOUR, DAY):
+        starts = [m.start_ms for m in world.finals(size) if (m.version, m.segment) == ("7", "")]
+        assert len(starts) > 1
+        assert starts == sorted(set(starts))
+
+
+def test_a_window_is_not_final_before_its_labels_are_due(world: World) -> None:
+    evaluator = world.evaluator()
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    world.store_labels([Label("a", START + HOUR, "1")])
+    world.close_windows(START + 2 * DAY)
+    settle(world, evaluator)
+    assert not world.finals()
+    assert [m.size_ms for m in world.emitted] == [6 * HOUR] * 2 + [DAY] * 2
+    world.store_labels([Label("other", START + 18 * HOUR - 1, "0")])
+    settle(world, evaluator)
+    assert {m.size_ms for m in world.finals()} == {HOUR}  # 1 h is over by 12 h, 6 h is not quite
+    world.store_labels([Label("another", START + 18 * HOUR, "0")])
+    settle(world, evaluator)
+    assert {m.size_ms for m in world.finals()} == {HOUR, 6 * HOUR}
+
+
+def test_a_window_is_not_final_before_the_detector_closed_it_and_its_predictions_are_joined(
+    world: World,
+) -> None:
+    evaluator = world.evaluator()
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    world.store_labels([Label("a", START + 5 * DAY, "1")])
+    settle(world, evaluator)
+    assert not world.finals()
+    world.produce("scored", 1)  # in Kafka before the window was closed, and not stored yet
+    world.close_windows(START + 2 * DAY)
+    settle(world, evaluator)
+    assert not world.finals()
+    world.store_predictions([Prediction("b", START + 1, "7", "UA", "1", 0.9)], partition=1)
+    settle(world, evaluator)
+    (day,) = [m for m in world.finals(DAY) if m.segment == ""]
+    assert (day.predictions, day.labelled) == (2, 1)
+
+
+def test_a_window_without_labels_becomes_final_with_no_coverage(world: World) -> None:
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    world.store_labels([Label("unknown", START + 5 * DAY, "1")])
+    world.close_windows(START + 2 * DAY)
+    settle(world, world.evaluator())
+    (day,) = [m for m in world.finals(DAY) if m.segment == ""]
+    assert (day.labelled, day.revision, day.metrics) == (0, 0, {"label_coverage": 0.0})
+
+
+def test_a_late_label_emits_the_window_again_with_a_higher_revision(world: World) -> None:
+    evaluator = world.evaluator()
+    world.store_predictions([Prediction(i, START, "7", "UA", "1", 0.9) for i in "ab"])
+    world.store_labels([Label("a", START + HOUR, "1"), Label("x", START + 5 * DAY, "1")])
+    world.close_windows(START + 2 * DAY)
+    settle(world, evaluator)
+    world.store_labels([Label("b", START + 6 * DAY, "0"), Label("a", START + 6 * DAY, "0")])
+    settle(world, evaluator)
+    days = [m for m in world.finals(DAY) if m.segment == ""]
+    assert [(m.revision, m.labelled, m.errors) for m in days] == [(1, 1, 0), (3, 2, 2)]
+
+
+def test_the_newest_label_wins_in_whatever_order_they_arrive(world: World) -> None:
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    world.store_labels([Label("a", START + 2 * HOUR, "1")])
+    evaluator = world.evaluator()
+    settle(world, evaluator)
+    world.store_labels([Label("a", START + HOUR, "0")], partition=1)  # older, and read later
+    settle(world, evaluator)
+    assert [(m.errors, m.revision) for m in world.emitted if m.size_ms == DAY][-1] == (0, 2)
+
+
+def test_a_crash_before_the_cursor_is_saved_repeats_the_same_messages(world: World) -> None:
+    predictions, labels = history(48, np.random.default_rng(4))
+    world.store_predictions(predictions)
+    world.store_labels(labels)
+    world.close_windows(START + 2 * DAY)
+
+    class CrashError(Exception):
+        pass
+
+    kept: list[Performance] = []
+
+    def crash_after(messages: Sequence[Performance]) -> None:
+        kept.extend(messages)
+        if any(m.final for m in messages):
+            raise CrashError
+
+    spec = parse_spec(SPEC, origin="test")
+    dying = Evaluator(Truth(world.store.link), lambda: {MODEL: spec}, world.progress, crash_after)
+    with pytest.raises(CrashError):
+        settle(world, dying)
+    settle(world, world.evaluator())
+    repeated = {place(m): m for m in world.finals()}
+    finals = [m for m in kept if m.final]
+    assert finals
+    assert all(repeated[place(m)] == m for m in finals)
+
+
+def test_another_broker_starts_the_positions_anew(world: World) -> None:
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    settle(world, world.evaluator())
+    world.cluster = "there"
+    world.stored = dict.fromkeys(world.stored, 0)
+    world.ends = dict.fromkeys(world.ends, 0)
+    world.store_labels([Label("a", START + HOUR, "0")])
+    settle(world, world.evaluator())
+    assert {m.errors for m in world.emitted} == {1}
+
+
+def test_a_model_without_a_task_is_joined_and_not_measured(world: World) -> None:
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    world.store_labels([Label("a", START + HOUR, "0")])
+    settle(world, world.evaluator(parse_spec({"model": MODEL}, origin="test")))
+    assert world.emitted == []
+    assert Truth(world.store.link).outcomes(MODEL, START, START + 1).n == 1
+
+
+def test_labels_are_complete_up_to_the_slowest_of_the_partitions_that_had_some(
+    world: World,
+) -> None:
+    evaluator = world.evaluator()
+    world.store_predictions([Prediction("a", START, "7", "UA", "1", 0.9)])
+    world.close_windows(START + 2 * DAY)
+    world.store_labels([Label("a", START + HOUR, "1")], partition=1)
+    world.store_labels([Label("x", START + 5 * DAY, "1")], partition=0)
+    settle(world, evaluator)
+    assert not world.finals()
+    world.store_labels([Label("y", START + 5 * DAY, "1")], partition=0)  # and none in the other
+    settle(world, evaluator)
+    assert world.finals(DAY)

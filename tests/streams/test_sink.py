@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka.admin import AdminClient
+
+from monitor import metrics, store, tables, wire
+from monitor.clickhouse import RefusedError
+from monitor.errors import TransientError
+from monitor.settings import ClickHouseSettings, KafkaSettings, Settings, SinkSettings
+from monitor.spec import parse_spec
+from monitor.store import Store
+from monitor.tables import TableName
+from streams import models, sink, wiring
+from streams import topics as topics_
+from streams.embedded import clickhouse
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.intake import Intake, Parcel
+from streams.models import Model
+from streams.sink import insert_token, store_parcels
+from streams.topics import Topics
+from tests.monitor.stored import DAY, MODEL, START, fill
+
+TOPICS = Topics("t.")
+NOW = 1_700_000_000_000
+
+
+def message(
+    value: bytes | str | dict[str, Any] | list[Any] | None,
+    *,
+    topic: str = TOPICS.labels,
+    partition: int = 0,
+    offset: int = 0,
+) -> Message:
+    if isinstance(value, dict | list):
+        value = json.dumps(value)
+    body = value.encode() if isinstance(value, str) else value
+    return Message(  # type: ignore[call-overload,no-any-return]  # the stubs know no timestamp
+        topic=topic, partition=partition, offset=offset, value=body, timestamp=(1, NOW)
+    )
+
+
+def read(value: bytes | str | dict[str, Any] | list[Any] | None, **place: Any) -> Parcel:
+    return Intake(TOPICS, lambda _model, _bins: None).read(message(value, **place))
+
+
+def label(**changed: Any) -> dict[str, Any]:
+    return {"id": "p1", "model": "m", "label": 1, "ts": 1_359_676_800_000, **changed}
+
+
+def ipc(table: pa.Table) -> bytes:
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(out.getvalue())
+
+
+def scored(n: int = 3, **changed: Any) -> pa.Table:
+    columns = {
+        "id": [f"p{i}" for i in range(n)],
+        "ts": [START + i for i in range(n)],
+        "model": ["m"] * n,
+        "version": ["7"] * n,
+        "segments": pa.array([[("carrier", "UA")]] * n, pa.map_(pa.string(), pa.string())),
+        "prediction": ["1.0"] * n,
+        "score": [0.5] * n,
+    }
+    return pa.table({**columns, **changed})
+
+
+GOOD = ("m", 1_359_676_800_000, "p1", "1", 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        (label(), [GOOD]),
+        (label(label=True), [GOOD]),
+        (label(label="1"), [GOOD]),
+        (label(label=1.0), [GOOD]),
+        (label(ts="2013-02-01T00:00:00Z"), [GOOD]),
+        (label(unknown="field"), [GOOD]),
+        (label(ts=None), [("m", NOW, "p1", "1", 0)]),
+        ([label(), label(id=2)], [GOOD, ("m", 1_359_676_800_000, "2", "1", 0)]),
+        (ipc(pa.table({k: [v] for k, v in label().items()})), [GOOD]),
+    ],
+)
+def test_a_label_is_read_in_every_form(value: Any, rows: list[Any]) -> None:
+    parcel = read(value)
+    assert parcel.rows["labels"] == rows
+    assert [row[3:] for row in parcel.rows["arrivals"]] == [row[:3] for row in rows]
+    assert parcel.reason is None
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("not json", "not_json"),
+        ("[{]", "not_json"),
+        (b"\xff\xff\xff\xff broken", "not_json"),
+        ({"id": "p1", "model": "m"}, "missing_field"),
+        ({"id": "p1", "label": 1}, "missing_field"),
+        ({"model": "m", "label": 1}, "missing_field"),
+        (label(label=None), "missing_field"),
+        (label(label=[1]), "wrong_type"),
+        (label(label="x" * 300), "wrong_type"),
+        (label(id=""), "wrong_type"),
+        (label(id=["p1"]), "wrong_type"),
+        (label(ts="yesterday"), "bad_timestamp"),
+        (label(ts="2013-02-01T00:00:00"), "bad_timestamp"),
+        (label(ts=-1), "bad_timestamp"),
+        (label(ts=NOW + 3_600_000), "future_timestamp"),
+    ],
+)
+def test_a_bad_label_has_a_reason_and_no_rows(value: Any, reason: str) -> None:
+    parcel = read(value)
+    assert (parcel.reason, parcel.rows) == (reason, {})
+
+
+def test_the_good_labels_of_an_array_are_kept_when_one_is_bad() -> None:
+    parcel = read([label(), {"id": "p2"}, label(id="p3")])
+    assert [row[2] for row in parcel.rows["labels"]] == ["p1", "p3"]
+    assert parcel.reason == "missing_field"
+
+
+def test_a_reason_never_quotes_the_value() -> None:
+    parcel = read(label(label={"secret": "hunter2"}))
+    assert "hunter2" not in f"{parcel.reason}{parcel.detail}"
+
+
+def test_scored_rows_become_predictions_and_arrivals() -> None:
+    parcel = read(ipc(scored()), topic=TOPICS.scored, partition=2, offset=9)
+    (rows, arrived) = (parcel.rows["predictions"], parcel.rows["arrivals"])
+    assert isinstance(rows, pa.Table)
+    assert isinstance(arrived, pa.Table)
+    assert rows.to_pylist()[0]["segments"] == ["carrier=UA"]
+    assert rows.to_pylist()[0]["prediction"] == "1"
+    first = arrived.to_pylist()[0]
+    assert (first["topic"], first["partition"], first["position"], first["id"]) == (
+        "scored",
+        2,
+        9,
+        "p0",
+    )
+
+
+def test_a_tombstone_and_a_foreign_message_have_no_rows() -> None:
+    assert read(None, topic=TOPICS.incidents).reason is None
+    assert read(b"garbage", topic=TOPICS.windows).reason == "incompatible"
+    command = wire.encode(wire.Command("acknowledge", "m", "i", "me", 1))
+    assert read(command, topic=TOPICS.verdicts).reason == "incompatible"
+    window = wire.Window("m", "7", "", DAY, START, "", 1, "nobody", 1, b"")
+    assert "nobody knows bins" in read(wire.encode(window), topic=TOPICS.windows).detail
+    assert read(b"junk", topic=TOPICS.scored).reason == "incompatible"
+    assert read(b"junk", topic=TOPICS.models).reason == "incompatible"
+
+
+def test_a_token_tells_messages_apart_and_is_stable() -> None:
+    parcels = [read(label(), offset=i) for i in range(4)]
+    assert insert_token("labels", parcels) == insert_token("labels", list(parcels))
+    others = {
+        insert_token("labels", parcels),
+        insert_token("labels", parcels[:2]),
+        insert_token("labels", parcels[1:]),
+        insert_token("arrivals", parcels),
+        insert_token("labels", [*parcels[:3], read(label(), offset=3, partition=1)]),
+    }
+    assert len(others) == 5
+
+
+class Choosy(Store):
+    """A store that refuses inserts which hold a certain label, and counts the rows that it took."""
+
+    def __init__(self, bad: str) -> None:
+        self.bad, self.took, self.tokens = bad, [], set()
+
+    took: list[tuple[str, int]]
+    tokens: set[str]
+
+    def append(self, name: TableName, rows: pa.Table, *, token: str) -> None:
+        if self.bad in rows.column("id").to_pylist():
+            raise RefusedError(27)
+        assert token not in self.tokens
+        self.tokens.add(token)
+        self.took.append((name, rows.num_rows))
+
+
+def test_a_refused_row_is_found_by_halving_and_the_others_are_stored() -> None:
+    parcels = [read(label(id=f"p{i}"), offset=i) for i in range(50)]
+    target = Choosy("p17")
+    refused: list[TableName] = []
+    store_parcels(target, parcels, refused=refused.append)
+    assert refused == ["labels"]
+    assert [p.message.offset() for p in parcels if p.reason] == [17]
+    assert sum(n for name, n in target.took if name == "labels") == 49
+    assert sum(n for name, n in target.took if name == "arrivals") == 49
+    assert len(target.took) < 2 * 2 * 6  # logarithmic
+
+
+@contextmanager
+def endpoint(directory: Path, port: int) -> Iterator[ClickHouseSettings]:
+    with Supervisor(directory / "logs") as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "data"))
+        supervisor.wait_ready(30)
+        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+
+
+def test_storing_a_batch_again_in_other_cuts_changes_nothing(tmp_path: Path) -> None:
+    with endpoint(tmp_path, free_port()) as settings:
+        store.migrate(settings)
+        target = store.connect(settings)
+        parcels = [read(label(id=f"p{i}"), offset=i) for i in range(10)]
+        parcels.append(read(ipc(scored()), topic=TOPICS.scored))
+        for cut in (len(parcels), 4, 7):
+            for part in (parcels[:cut], parcels[cut:]):
+                store_parcels(target, part, refused=lambda _: None)
+        counted = {
+            name: target.link.rows(f"SELECT count() AS n FROM {name} FINAL")[0]["n"]  # noqa: S608
+            for name in ("labels", "predictions", "arrivals")
+        }
+        assert counted == {"labels": 10, "predictions": 3, "arrivals": 13}
+        target.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 25.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[list[BaseException]]:
+    """The sink in a thread, started again after a transient error as its process would be."""
+    stop, ended = threading.Event(), list[BaseException]()
+
+    def main() -> None:
+        while not stop.is_set():
+            try:
+                sink.run(settings, stop)
+            except TransientError:
+                stop.wait(0.3)
+            except BaseException as err:
+                ended.append(err)
+                raise
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def setting(broker: str, clickhouse_: ClickHouseSettings, prefix: str) -> Settings:
+    return Settings(
+        kafka=KafkaSettings(bootstrap=broker, topic_prefix=prefix, session_timeout_s=6),
+        clickhouse=clickhouse_,
+        sink=SinkSettings(batch_wait_s=0.2),
+    )
+
+
+def count(target: Store, table: str) -> int:
+    try:
+        return int(target.link.rows(f"SELECT count() AS n FROM {table} FINAL")[0]["n"])  # noqa: S608
+    except TransientError:
+        return -1
+
+
+def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage_loses_nothing(
+    broker_address: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    prefix = f"sink{port}."
+    with endpoint(tmp_path, port) as found:
+        settings = setting(broker_address, found, prefix)
+        topics, kafka = wiring.topics(settings), wiring.kafka(settings)
+        admin = AdminClient({"bootstrap.servers": broker_address})
+        topics_.create(admin, topics, wiring.widths(settings))
+        store.migrate(found)
+        other = ClickHouseSettings(url=found.url, database="other")
+        store.migrate(other)
+        elsewhere = store.connect(other)
+        reference = fill(elsewhere, days=1)
+        window = wire.Window(
+            MODEL, "7", "", DAY, START, "", 1, reference.layout.bins_id, 6000,
+            reference.profiles[""].to_bytes(),
+        )  # fmt: skip
+        spec = parse_spec({"model": MODEL, "task": "binary"}, origin="test")
+        models.publish(kafka, topics, Model(spec, reference), sink.logger)
+        (verdict,) = (
+            wire.Verdicts(
+                "window", MODEL, "7", "", DAY, START, START + DAY, 1, 1,
+                [wire.Verdict("data_drift", "temp", "psi", "ok", 0.1, 0.2, None, 1)],
+            ),
+        )  # fmt: skip
+        internal = [
+            (topics.windows, window),
+            (topics.windows, wire.LedgerEntry(0, 0, 0, 5, 5, 0, 5, 0, 0, None)),
+            (topics.verdicts, verdict),
+            (
+                topics.performance,
+                wire.Performance(MODEL, "7", "", DAY, START, 1, 2, 1, 0, True, {}),
+            ),
+            (topics.incidents, elsewhere.incidents()[0]),
+            (topics.deliveries, elsewhere.deliveries()[0]),
+        ]
+        producer = Producer({"bootstrap.servers": broker_address})
+        for topic, value in internal:
+            producer.produce(topic, wire.encode(value), partition=0)
+        producer.produce(topics.scored, ipc(scored(500)), partition=1)
+        for i in range(100):
+            producer.produce(topics.labels, json.dumps(label(id=f"p{i}")), key=f"p{i}")
+        producer.produce(topics.labels, b"not json", key=b"k", headers={"mine": b"kept"})
+        assert producer.flush(10) == 0
+        with running(settings) as ended:
+            target = store.connect(found)
+            wait_for(lambda: count(target, "labels") == 100 and count(target, "deliveries") == 1)
+            wanted = {
+                "windows": 1 + len(reference.layout.fields),
+                "bins": len(reference.layout.fields),
+                "predictions": 500,
+                "arrivals": 600,
+                "models": 1,
+                "ledger": 1,
+                "verdicts": 1,
+                "performance": 1,
+                "incidents": 1,
+            }
+            wait_for(lambda: {name: count(target, name) for name in wanted} == wanted)
+            assert not ended
+    letter = only_message(broker_address, topics.dlq)
+    headers = dict(letter.headers() or [])
+    assert (letter.value(), letter.key(), headers["mine"]) == (b"not json", b"k", b"kept")
+    assert headers["driftline.error.reason"] == b"not_json"
+    assert headers["driftline.error.stage"] == b"sink"
+    assert headers["driftline.error.topic"] == topics.labels.encode()
+
+    # ClickHouse is away now: the sink keeps its place in the group, and goes on when it is back.
+    began = metrics.TRANSIENT_ERRORS.labels("sink")._value.get()  # noqa: SLF001
+    with endpoint(tmp_path, port):
+        context = running(settings)
+        ended = context.__enter__()
+        wait_for(lambda: positions(settings) >= 101)
+    for i in range(100, 200):
+        producer.produce(topics.labels, json.dumps(label(id=f"p{i}")), key=f"p{i}")
+    producer.flush(10)
+    wait_for(lambda: metrics.TRANSIENT_ERRORS.labels("sink")._value.get() > began)  # noqa: SLF001
+    with endpoint(tmp_path, port) as found:
+        target = store.connect(found)
+        wait_for(lambda: count(target, "labels") == 200)
+        wait_for(lambda: positions(settings) >= 201)
+        assert not ended
+        context.__exit__(None, None, None)
+
+
+def positions(settings: Settings) -> int:
+    """Sum of the committed positions of the labels."""
+    topics = wiring.topics(settings)
+    config = {
+        "bootstrap.servers": settings.kafka.bootstrap,
+        "group.id": sink.sink_group(topics),
+    }
+    consumer = Consumer(config)
+    from confluent_kafka import TopicPartition
+
+    partitions = [TopicPartition(topics.labels, p) for p in range(4)]
+    total = sum(max(p.offset, 0) for p in consumer.committed(partitions, timeout=10))
+    consumer.close()
+    return total
+
+
+def only_message(broker: str, topic: str) -> Message:
+    config = {"bootstrap.servers": broker, "group.id": "test", "auto.offset.reset": "earliest"}
+    consumer = Consumer(config)
+    from confluent_kafka import TopicPartition
+
+    consumer.assign([TopicPartition(topic, p, 0) for p in range(4)])
+    found: list[Message] = []
+    deadline = time.monotonic() + 10
+    while not found and time.monotonic() < deadline:
+        found += [m for m in consumer.consume(10, timeout=0.5) if m.error() is None]
+    consumer.close()
+    (message,) = found
+    return message
