@@ -66,8 +66,6 @@ CREATE TABLE IF NOT EXISTS {database}.ledger (
   start_offset UInt64 CODEC(DoubleDelta, ZSTD(1)),
   profiles_partition UInt32,
   end_offset UInt64 CODEC(DoubleDelta, ZSTD(1)),
-  offset UInt64 CODEC(DoubleDelta, ZSTD(1)),
-  open UInt64 CODEC(T64, ZSTD(1)),
   profiles_offset UInt64 CODEC(DoubleDelta, ZSTD(1)),
   open UInt64 CODEC(T64, ZSTD(1)),
   events UInt64 CODEC(T64, ZSTD(1)),

@@ -86,7 +86,7 @@ def test_single_values_fire_where_river_fires_on_a_thousand_streams(seed: int, n
     arrays(np.float64, st.integers(1, 300), elements=st.sampled_from([0.0, 1.0, 1.5, -3.0, 1e6])),
     st.sampled_from([1e-9, 0.002, 0.3, 0.99]),
     st.integers(1, 40),
-    st.integers(1, 8),
+    st.integers(2, 8),  # river panics with one bucket a level
     st.integers(1, 20),
     st.integers(1, 30),
 )

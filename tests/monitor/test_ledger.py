@@ -62,7 +62,7 @@ CASES = [
     Case("a batch is missing", [entry(), entry(start=15, end=25, offset=1)], Stored(20, 0), 5, 5),
     Case("ranges overlap", [entry(), entry(start=8, end=18, offset=1)], Stored(20, 0), 2, 2),
     Case("an announced hole", [entry(), entry(start=50, end=60, offset=1, jump="retention")], Stored(20, 0), 0, 0),
-    Case("an operator went back", [entry(), entry(offset=1, jump="reset")], Stored(20, 0), 0, 0),
+    Case("an operator went back", [entry(end=10), entry(end=11, offset=1, jump="reset")], Stored(20, 0), 0, 0),
     Case("a heartbeat says what is open now", [entry(open=10), entry(start=10, events=0, on_time=0, offset=1)], ALL, 0, 0),
     Case("partitions were told different things", [TWO[0], with_(TWO[1], events=9)], ALL, 10, 10),
 ]  # fmt: skip

@@ -195,7 +195,7 @@ def test_a_missing_event_in_the_ledger_is_exit_code_1(servers: Settings) -> None
     lost = LedgerEntry(
         profiles_partition=0,
         offset=1,
-        open=0,
+        open=8,
         partition=0,
         start=0,
         end=10,

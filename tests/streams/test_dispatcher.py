@@ -175,9 +175,16 @@ class Stack:
 
     def put(self, *values: bytes) -> None:
         producer = Producer(clients.producer_config(self.kafka, logger))
-        for value in values:
-            producer.produce(self.topics.outbox, value=value, partition=1)
-        assert producer.flush(10) == 0
+        failures: list[str] = []
+        for number, value in enumerate(values):
+            producer.produce(
+                self.topics.outbox,
+                key=str(number),  # a compacted topic refuses records without a key
+                value=value,
+                partition=1,
+                on_delivery=lambda error, _: failures.append(error.str()) if error else None,
+            )
+        assert (producer.flush(10), failures) == (0, [])
 
     def deliveries(self) -> list[Delivery]:
         """What is recorded now."""

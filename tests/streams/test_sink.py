@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from typing_extensions import override
 
-from monitor import metrics, store, tables, wire
+from monitor import metrics, store, wire
 from monitor.clickhouse import RefusedError
 from monitor.errors import TransientError
 from monitor.settings import ClickHouseSettings, KafkaSettings, Settings, SinkSettings
@@ -45,9 +45,7 @@ def message(
     if isinstance(value, dict | list):
         value = json.dumps(value)
     body = value.encode() if isinstance(value, str) else value
-    return Message(  # type: ignore[call-overload,no-any-return]  # the stubs know no timestamp
-        topic=topic, partition=partition, offset=offset, value=body, timestamp=(1, NOW)
-    )
+    return Message(topic=topic, partition=partition, offset=offset, value=body, timestamp=(1, NOW))
 
 
 def read(value: bytes | str | dict[str, Any] | list[Any] | None, **place: Any) -> Parcel:
@@ -187,6 +185,7 @@ class Choosy(Store):
     took: list[tuple[str, int]]
     tokens: set[str]
 
+    @override
     def append(self, name: TableName, rows: pa.Table, *, token: str) -> None:
         if self.bad in rows.column("id").to_pylist():
             raise RefusedError(27)
@@ -225,7 +224,7 @@ def test_storing_a_batch_again_in_other_cuts_changes_nothing(tmp_path: Path) -> 
             for part in (parcels[:cut], parcels[cut:]):
                 store_parcels(target, part, refused=lambda _: None)
         counted = {
-            name: target.link.rows(f"SELECT count() AS n FROM {name} FINAL")[0]["n"]  # noqa: S608
+            name: target.link.rows(f"SELECT count() AS n FROM {name} FINAL")[0]["n"]
             for name in ("labels", "predictions", "arrivals")
         }
         assert counted == {"labels": 10, "predictions": 3, "arrivals": 13}
@@ -274,7 +273,7 @@ def setting(broker: str, clickhouse_: ClickHouseSettings, prefix: str) -> Settin
 
 def count(target: Store, table: str) -> int:
     try:
-        return int(target.link.rows(f"SELECT count() AS n FROM {table} FINAL")[0]["n"])  # noqa: S608
+        return int(target.link.rows(f"SELECT count() AS n FROM {table} FINAL")[0]["n"])
     except TransientError:
         return -1
 
@@ -300,15 +299,11 @@ def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage
         )  # fmt: skip
         spec = parse_spec({"model": MODEL, "task": "binary"}, origin="test")
         models.publish(kafka, topics, Model(spec, reference), sink.logger)
-        (verdict,) = (
-            wire.Verdicts(
-                "window", MODEL, "7", "", DAY, START, START + DAY, 1, 1,
-                [wire.Verdict("data_drift", "temp", "psi", "ok", 0.1, 0.2, None, 1)],
-            ),
-        )  # fmt: skip
-        internal = [
+        calm = wire.Verdict("data_drift", "temp", "psi", "ok", 0.1, 0.2, None, 1)
+        verdict = wire.Verdicts("window", MODEL, "7", "", DAY, START, START + DAY, 1, 1, [calm])
+        internal: list[tuple[str, wire.Message]] = [
             (topics.windows, window),
-            (topics.windows, wire.LedgerEntry(0, 0, 0, 5, 5, 0, 5, 0, 0, None)),
+            (topics.windows, ENTRY),
             (topics.verdicts, verdict),
             (
                 topics.performance,
@@ -349,7 +344,7 @@ def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage
     assert headers["driftline.error.topic"] == topics.labels.encode()
 
     # ClickHouse is away now: the sink keeps its place in the group, and goes on when it is back.
-    began = metrics.TRANSIENT_ERRORS.labels("sink")._value.get()  # noqa: SLF001
+    began = metrics.TRANSIENT_ERRORS.labels("sink")._value.get()
     with endpoint(tmp_path, port):
         context = running(settings)
         ended = context.__enter__()
@@ -357,13 +352,29 @@ def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage
     for i in range(100, 200):
         producer.produce(topics.labels, json.dumps(label(id=f"p{i}")), key=f"p{i}")
     producer.flush(10)
-    wait_for(lambda: metrics.TRANSIENT_ERRORS.labels("sink")._value.get() > began)  # noqa: SLF001
+    wait_for(lambda: metrics.TRANSIENT_ERRORS.labels("sink")._value.get() > began)
     with endpoint(tmp_path, port) as found:
         target = store.connect(found)
         wait_for(lambda: count(target, "labels") == 200)
         wait_for(lambda: positions(settings) >= 201)
         assert not ended
         context.__exit__(None, None, None)
+
+
+ENTRY = wire.LedgerEntry(
+    profiles_partition=0,
+    offset=1,
+    open=0,
+    partition=0,
+    start=0,
+    end=5,
+    events=5,
+    dead=0,
+    on_time=5,
+    late=0,
+    calibrating=0,
+    jump=None,
+)
 
 
 def positions(settings: Settings) -> int:
@@ -374,8 +385,6 @@ def positions(settings: Settings) -> int:
         "group.id": sink.sink_group(topics),
     }
     consumer = Consumer(config)
-    from confluent_kafka import TopicPartition
-
     partitions = [TopicPartition(topics.labels, p) for p in range(4)]
     total = sum(max(p.offset, 0) for p in consumer.committed(partitions, timeout=10))
     consumer.close()
@@ -385,8 +394,6 @@ def positions(settings: Settings) -> int:
 def only_message(broker: str, topic: str) -> Message:
     config = {"bootstrap.servers": broker, "group.id": "test", "auto.offset.reset": "earliest"}
     consumer = Consumer(config)
-    from confluent_kafka import TopicPartition
-
     consumer.assign([TopicPartition(topic, p, 0) for p in range(4)])
     found: list[Message] = []
     deadline = time.monotonic() + 10

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import SecretStr
+
+from monitor import clickhouse, store
+from monitor.clickhouse import Migration, RefusedError, migrations, open_client
+from monitor.errors import ConfigError, TransientError
+from monitor.profile import Profile
+from monitor.reference import Reference
+from monitor.settings import ClickHouseSettings
+from monitor.store import Store
+from monitor.tables import (
+    incident_row,
+    performance_row,
+    to_table,
+    verdict_rows,
+    window_rows,
+)
+from monitor.wire import Performance, Verdict, Verdicts, Window
+from streams.embedded import clickhouse as endpoint
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, fill
+
+DAYS = 3
+PASSWORD = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
+    directory, port = tmp_path_factory.mktemp("store"), free_port()
+    with (
+        patch.dict(os.environ, {endpoint.PASSWORD_VARIABLE: PASSWORD}),
+        Supervisor(directory / "logs") as supervisor,
+    ):
+        supervisor.start(endpoint.child(port, directory / "data"))
+        supervisor.wait_ready(30)
+        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}", password=SecretStr(PASSWORD))
+
+
+def with_database(server: ClickHouseSettings, name: str) -> ClickHouseSettings:
+    return server.model_copy(update={"database": name})
+
+
+@pytest.fixture(scope="module")
+def filled(server: ClickHouseSettings) -> Iterator[tuple[Store, Reference]]:
+    settings = with_database(server, "filled")
+    store.migrate(settings)
+    link = store.connect(settings)
+    yield link, fill(link, days=DAYS)
+    link.close()
+
+
+@pytest.fixture
+def empty(server: ClickHouseSettings, request: pytest.FixtureRequest) -> Iterator[Store]:
+    name = "".join(c if c.isalnum() else "_" for c in request.node.name)
+    settings = with_database(server, f"e_{name}"[:60])
+    store.migrate(settings)
+    link = store.connect(settings)
+    yield link
+    link.close()
+
+
+def test_migrations_are_applied_once_and_a_dry_run_changes_nothing(
+    server: ClickHouseSettings,
+) -> None:
+    settings = with_database(server, "once")
+    names = [f"{m.version:04d}_{m.name}" for m in migrations()]
+    assert store.migrate(settings, dry_run=True) == names
+    assert store.migrate(settings, dry_run=True) == names
+    assert store.migrate(settings) == names
+    assert store.migrate(settings) == []
+
+
+def test_migrations_are_numbered_without_gaps_and_only_add() -> None:
+    found = migrations()
+    assert [m.version for m in found] == list(range(1, len(found) + 1))
+    for statement in (s for m in found for s in m.statements("d")):
+        assert statement.startswith(("CREATE TABLE IF NOT EXISTS", "ALTER TABLE")), statement
+        assert "ADD" in statement or statement.startswith("CREATE")
+
+
+def test_processes_that_migrate_at_once_all_succeed(server: ClickHouseSettings) -> None:
+    settings = with_database(server, "race")
+    with ThreadPoolExecutor(4) as threads:
+        for future in [threads.submit(store.migrate, settings) for _ in range(4)]:
+            future.result()
+    assert store.migrate(settings) == []
+
+
+def test_a_changed_migration_is_an_error_and_one_of_a_newer_release_is_not(
+    server: ClickHouseSettings,
+) -> None:
+    client = open_client(
+        host=server.host, port=server.port, user=server.user, password=PASSWORD, secure=False
+    )
+    first = Migration(1, "a", "CREATE TABLE IF NOT EXISTS {database}.a (x UInt8) ENGINE = Log;")
+    newer = Migration(2, "b", "CREATE TABLE IF NOT EXISTS {database}.b (x UInt8) ENGINE = Log;")
+    assert clickhouse.migrate(client, "changed", known=[first, newer]) == [first, newer]
+    assert clickhouse.migrate(client, "changed", known=[first]) == []
+    edited = Migration(1, "a", first.text.replace("UInt8", "UInt16"))
+    with pytest.raises(ConfigError, match="0001_a was changed after it was applied"):
+        clickhouse.migrate(client, "changed", known=[edited, newer])
+    client.close()
+
+
+def test_every_error_says_what_to_do_and_none_holds_the_password(
+    server: ClickHouseSettings,
+) -> None:
+    wrong = server.model_copy(update={"password": SecretStr("swordfish")})
+    with pytest.raises(ConfigError, match="authentication failed") as caught:
+        store.connect(wrong)
+    assert "swordfish" not in str(caught.value)
+    with pytest.raises(TransientError, match="does not answer") as away:
+        store.connect(ClickHouseSettings(url=f"http://{LOOPBACK}:{free_port()}"))
+    assert LOOPBACK not in str(away.value)
+    missing = store.connect(with_database(server, "never_made"))
+    with pytest.raises(ConfigError, match="run `driftline migrate`"):
+        missing.models()
+    with pytest.raises(ConfigError, match="letters, digits"):
+        clickhouse.migrate(open_client(
+            host=server.host, port=server.port, user="default", password=PASSWORD
+        ), "a`b")  # fmt: skip
+
+
+def test_rows_that_do_not_fit_are_refused(empty: Store) -> None:
+    rows = pa.table({"partition": ["x"], "start_offset": ["y"]})
+    with pytest.raises(RefusedError):
+        empty.append("ledger", rows, token="bad")
+
+
+def test_an_insert_under_a_token_counts_once(empty: Store) -> None:
+    row = (MODEL, START, "a", "1", 0)
+    for _ in range(2):
+        empty.append("labels", to_table("labels", [row]), token="same")
+    assert empty.link.rows("SELECT count() AS n FROM labels")[0]["n"] == 1
+
+
+def test_the_newest_revision_is_read_whatever_the_order_of_inserts(empty: Store) -> None:
+    def window(revision: int, *, final: bool, errors: int) -> Performance:
+        return Performance(MODEL, "7", "", DAY, START, revision, 10, 5, errors, final, {"a": 0.5})
+
+    for i, (revision, final) in enumerate([(2, True), (1, True), (2, False)]):
+        row = performance_row(window(revision, final=final, errors=i))
+        empty.append("performance", to_table("performance", [row]), token=str(i))
+    assert empty.performance(MODEL) == [window(2, final=True, errors=0)]
+    assert len(empty.performance(MODEL, final=True)) == 1
+
+
+def test_what_was_stored_is_read_back_whole(filled: tuple[Store, Reference]) -> None:
+    link, _ = filled
+    (incident,) = [i for i in link.incidents(MODEL) if i.id == FIRING]
+    assert link.incident(FIRING) == incident
+    assert incident.evidence
+    assert [i.id for i in link.incidents(state="firing")] == [FIRING]
+    assert link.incident("nothing") is None
+    again = to_table("incidents", [incident_row(incident)])
+    link.append("incidents", again, token="again")
+    assert [i for i in link.incidents() if i.id == FIRING] == [incident]
+    (sent,) = link.deliveries(FIRING)
+    assert (sent.outcome, sent.attempts) == ("delivered", 2)
+    assert link.deliveries("nothing") == []
+
+
+def test_models_say_what_was_seen_of_them(filled: tuple[Store, Reference]) -> None:
+    link, reference = filled
+    (model,) = link.models()
+    assert (model.model, model.bins_id) == (MODEL, reference.layout.bins_id)
+    assert (model.versions, model.segments, model.sizes_ms) == (["7"], [""], [DAY])
+    assert (model.first_ms, model.last_ms) == (START, START + DAYS * DAY)
+    assert model.spec["task"] == "binary"
+
+
+def test_a_layout_is_rebuilt_from_what_was_stored(filled: tuple[Store, Reference]) -> None:
+    link, reference = filled
+    layout = link.layout(reference.layout.bins_id)
+    assert layout is not None
+    assert layout.bins_id == reference.layout.bins_id
+    assert link.layout("unknown") is None
+
+
+def test_a_distribution_stands_beside_its_reference(filled: tuple[Store, Reference]) -> None:
+    link, reference = filled
+    found = link.distribution(MODEL, "carrier", version="7", size_ms=DAY, start_ms=START)
+    assert found is not None
+    assert found.reference == reference.profiles[""].counts("carrier").tolist()
+    assert sum(found.counts) == found.n == EVENTS
+    assert found.labels == ["UA", "B6", "EV", "DL"]
+    assert link.distribution(MODEL, "carrier", version="8", size_ms=DAY, start_ms=START) is None
+
+
+def test_a_late_contribution_adds_to_its_window(
+    empty: Store, filled: tuple[Store, Reference]
+) -> None:
+    _, reference = filled
+    whole = reference.profiles[""]
+    once, twice = whole, whole + whole
+    for contribution, profile in (("", once), ("late", once), ("late", once)):
+        _store_window(empty, reference, profile, contribution=contribution)
+    bins = to_table("windows", [])
+    assert bins.num_rows == 0
+    (window,) = empty.windows(MODEL)
+    assert (window.n, window.contributions) == (2 * whole.n, 1)
+    (temp,) = empty.feature(MODEL, "temp", size_ms=DAY)
+    n, mean, m2 = twice.moments("temp")
+    assert (temp.n, temp.missing) == (n, twice.special("temp", "missing"))
+    assert temp.mean == pytest.approx(mean)
+    assert temp.variance == pytest.approx(m2 / n)
+    ledger = empty.ledger()
+    assert (ledger.total.closed, ledger.total.corrections) == (whole.n, whole.n)
+
+
+def test_the_ledger_counts_each_event_once_though_windows_have_several_sizes(
+    empty: Store, filled: tuple[Store, Reference]
+) -> None:
+    _, reference = filled
+    whole = reference.profiles[""]
+    for size in (DAY, 7 * DAY):
+        _store_window(empty, reference, whole, size=size)
+    _store_window(empty, reference, whole, segment="carrier=UA")
+    assert empty.ledger().total.closed == whole.n
+
+
+def _store_window(
+    link: Store,
+    reference: Reference,
+    profile: Profile,
+    *,
+    contribution: str = "",
+    size: int = DAY,
+    segment: str = "",
+) -> None:
+    window = Window(
+        MODEL, "7", segment, size, START, contribution, 1, reference.layout.bins_id, profile.n,
+        profile.to_bytes(),
+    )  # fmt: skip
+    token = str(np.random.default_rng().integers(2**60))  # none of these is a repeat to the token
+    link.append("windows", to_table("windows", window_rows(window, reference.layout)), token=token)
+
+
+def test_verdicts_are_found_by_what_they_say(filled: tuple[Store, Reference]) -> None:
+    link, _ = filled
+    known = link.verdicts(MODEL, feature="temp", statistic="psi", limit=2)
+    assert [v.start_ms for v in known] == [START + (DAYS - 1) * DAY, START + (DAYS - 2) * DAY]
+    (silent,) = link.verdicts(MODEL, status="no_data", to_ms=START + DAY)
+    assert (silent.statistic, silent.value, silent.n) == ("ks", None, 3)
+    assert link.verdicts("another model") == []
+
+
+def test_a_verdict_keeps_its_evidence_and_onset(empty: Store) -> None:
+    verdict = Verdict(
+        "data_quality", "wind", "off_grid", "breach", 0.97, 0.01, None, 9, START, {"k": 1}
+    )
+    message = Verdicts("window", MODEL, "7", "", DAY, START, START + DAY, 9, 1, [verdict])
+    empty.append("verdicts", to_table("verdicts", verdict_rows(message)), token="v")
+    (row,) = empty.verdicts(MODEL)
+    assert (row.onset_ms, row.evidence, row.value) == (START, {"k": 1}, 0.97)
