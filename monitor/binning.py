@@ -337,7 +337,7 @@ def _step(distinct: Floats) -> float | None:
         above = distinct - distinct[0]
     for decimals in range(MAX_DECIMALS + 1):
         scaled = above * 10.0**decimals
-        if scaled[-1] >= 2**53:
+        if scaled[-1] >= 2**43:  # beyond it a float no longer resolves ON_LATTICE
             return None
         whole = np.rint(scaled)
         if np.all(np.abs(scaled - whole) <= ON_LATTICE / 10):

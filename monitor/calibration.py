@@ -27,6 +27,9 @@ QUALITY_RATES: Final = RATES[
 PSI_GROUPS: Final = 10
 _FEW: Final = 4  # fewer windows than this say nothing about scatter
 _KOLMOGOROV_SECOND_MOMENT: Final = np.pi**2 / 12  # E[K^2] of the Kolmogorov distribution
+_KOLMOGOROV_CV: Final = float(
+    np.sqrt(7 * np.pi**4 / 720 / _KOLMOGOROV_SECOND_MOMENT**2 - 1)
+)  # of K^2: 0.63
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,18 +38,22 @@ class Null:
 
     Attributes:
         m: events of the reference.
-        psi_dof: ``(fields,)`` mean of PSI / (1/n + 1/m): groups - 1 under independence.
+        values: ``(fields,)`` values of the reference that are in bins: what distributions are compared with.
+        psi_dof: ``(fields,)`` mean of PSI / gap: groups - 1 under independence.
         psi_cv: ``(fields,)`` coefficient of variation of PSI: sqrt(2 / (groups - 1)) under independence.
         ks_deff: ``(fields,)`` design effect of the squared KS statistic.
+        ks_cv: ``(fields,)`` its coefficient of variation: 0.63 under independence.
         mean_deff: ``(fields,)`` design effect of the mean.
         rate_counts: ``(fields, rates)`` events of the reference with that defect, as expected in a new window.
         rate_deff: ``(fields, rates)`` design effect of that count.
     """
 
     m: int
+    values: Floats
     psi_dof: Floats
     psi_cv: Floats
     ks_deff: Floats
+    ks_cv: Floats
     mean_deff: Floats
     rate_counts: Floats
     rate_deff: Floats
@@ -66,18 +73,42 @@ class Null:
         }
         return Null(m=form["m"], **arrays)
 
-    def psi_limit(self, n: int, alpha: float) -> Floats:
-        """``(fields,)`` PSI that a window of ``n`` events passes with probability ``alpha``: a gamma with the null's two moments.
+    def gap(self, n: float | Floats) -> Floats:
+        """``(fields,)`` 1/n + 1/values, for a window of ``n`` values that are in bins: one number, or one per field."""
+        return np.asarray(1.0 / np.maximum(n, 1.0) + 1.0 / np.maximum(self.values, 1.0))
 
-        Under independence that is chi-square(groups - 1) * (1/n + 1/m) (Yurdakul 2018).
+    def psi_limit(self, n: float | Floats, alpha: float) -> Floats:
+        """``(fields,)`` PSI that a window of ``n`` values passes with probability ``alpha``: a gamma with the null's two moments.
+
+        Under independence that is chi-square(groups - 1) * gap (Yurdakul 2018).
         """
         shape = 1.0 / self.psi_cv**2
-        mean = self.psi_dof * (1.0 / n + 1.0 / self.m)
+        mean = self.psi_dof * self.gap(n)
         return np.asarray(special.gammainccinv(shape, alpha) * mean / shape)
 
-    def ks_limit(self, n: int, alpha: float) -> Floats:
-        """``(fields,)`` KS distance passed with probability ``alpha``: Kolmogorov's law, widened. At 1 and above it cannot be passed."""
-        return np.asarray(special.kolmogi(alpha) * np.sqrt(self.ks_deff * (1.0 / n + 1.0 / self.m)))
+    def ks_limit(self, n: float | Floats, alpha: float) -> Floats:
+        """``(fields,)`` KS distance passed with probability ``alpha``. At 1 and above it cannot be passed.
+
+        Kolmogorov's law, widened by the design effect; and where the reference shows a heavier tail than that law has (a rain gauge
+        is at zero until it pours), a gamma for the square with the scatter that it showed. The larger limit counts.
+        """
+        unit = self.ks_deff * self.gap(n)
+        shape = 1.0 / self.ks_cv**2
+        heavy = special.gammainccinv(shape, alpha) / shape * _KOLMOGOROV_SECOND_MOMENT
+        return np.asarray(np.sqrt(unit * np.maximum(special.kolmogi(alpha) ** 2, heavy)))
+
+    def ks_p_value(self, field: int, n: int, value: float) -> float:
+        """Probability of a KS distance of at least ``value``: the larger of the two forms of ``ks_limit``."""
+        square = value**2 / (self.ks_deff[field] * self.gap(n)[field])
+        shape = 1.0 / self.ks_cv[field] ** 2
+        heavy = special.gammaincc(shape, square / _KOLMOGOROV_SECOND_MOMENT * shape)
+        return float(max(special.kolmogorov(np.sqrt(square)), heavy))
+
+    def psi_p_value(self, field: int, n: int, value: float) -> float:
+        """Probability of a PSI of at least ``value``; see ``psi_limit``."""
+        shape = 1.0 / self.psi_cv[field] ** 2
+        mean = self.psi_dof[field] * self.gap(n)[field]
+        return float(special.gammaincc(shape, value * shape / mean))
 
     def rate_limit(self, n: int, alpha: float) -> Floats:
         """``(fields, rates)`` share of ``n`` events passed with probability ``alpha``.
@@ -87,7 +118,8 @@ class Null:
         shape = (self.rate_counts + 0.5) / self.rate_deff
         stay = self.m / (self.m + n)
         with np.errstate(invalid="ignore"):
-            count = special.nbdtrik(1.0 - alpha, shape, stay)
+            # Counts are whole: at a fraction, the next one up would be likelier than alpha.
+            count = np.ceil(special.nbdtrik(1.0 - alpha, shape, stay))
         # Where even one cluster is rarer than alpha, nothing at all is expected.
         count = np.where(stay**shape >= 1.0 - alpha, 0.0, count)
         return np.asarray(count * self.rate_deff / n)
@@ -149,7 +181,7 @@ def rate_design_effect(blocks: Ints, length: int) -> float:
     if len(tiles) < _FEW:
         return 1.0
     _, deff = _rate_null(tiles[:, 1], tiles[:, 0].astype(np.float64), int(tiles[:, 0].sum()))
-    return deff * (1.0 + 2.0 * float(np.sqrt(2.0 / len(tiles))))
+    return deff
 
 
 def _tile(blocks: Ints, length: int) -> Ints:
@@ -162,7 +194,8 @@ def _tile(blocks: Ints, length: int) -> Ints:
 def _null(layout: Layout, total: Ints, tiles: Ints) -> Null:
     m = int(total[0])
     n = tiles[:, 0].astype(np.float64)
-    fields = [_field_null(f, total, tiles, n, m) for f in layout.fields]
+    fields = [_field_null(f, total, tiles) for f in layout.fields]
+    values = np.array([total[f.counts].sum() for f in layout.fields], dtype=np.float64)
     counts = rate_counts(layout, tiles)
     for i, f in enumerate(layout.fields):
         _expect_new_values(counts, i, f, tiles)
@@ -171,26 +204,25 @@ def _null(layout: Layout, total: Ints, tiles: Ints) -> Null:
         for i in range(len(layout.fields))
     ]
     table = np.array(rates, dtype=np.float64).reshape(len(layout.fields), len(RATES), 2)
-    columns = np.array(fields, dtype=np.float64).reshape(len(layout.fields), 4).T
-    return Null(m, columns[0], columns[1], columns[2], columns[3], table[..., 0], table[..., 1])
+    columns = np.array(fields, dtype=np.float64).reshape(len(layout.fields), 5).T
+    psi_dof, psi_cv, ks_deff, ks_cv, mean_deff = columns
+    rate, rate_deff = table[..., 0], table[..., 1]
+    return Null(m, values, psi_dof, psi_cv, ks_deff, ks_cv, mean_deff, rate, rate_deff)
 
 
-def _field_null(
-    f: Field, total: Ints, tiles: Ints, n: Floats, m: int
-) -> tuple[float, float, float, float]:
-    """``(psi_dof, psi_cv, ks_deff, mean_deff)``; the independent values where the reference is too short to say."""
+def _field_null(f: Field, total: Ints, tiles: Ints) -> tuple[float, float, float, float, float]:
+    """``(psi_dof, psi_cv, ks_deff, ks_cv, mean_deff)``; the independent values where the reference is too short to say."""
     starts = group_equal_mass(total[f.counts], PSI_GROUPS)
     dof = max(1.0, len(starts) - 1.0)
     cv = np.sqrt(2.0 / dof)
-    inside = tiles[:, f.counts].sum(axis=1) > 0
-    gap = (
-        1.0 / n - 1.0 / m
-    )  # a tile is a part of the reference: its scatter around it is smaller by 2/m than a new window's
-    use = inside & (gap > 0)
+    n, m = tiles[:, f.counts].sum(axis=1), int(total[f.counts].sum())
+    use = (n > 0) & (n < m)
     k = int(np.count_nonzero(use))
     if k < _FEW:
-        return dof, float(cv), 1.0, 1.0
-    current, gap = tiles[use][:, f.counts], gap[use]
+        return dof, float(cv), 1.0, _KOLMOGOROV_CV, 1.0
+    current = tiles[use][:, f.counts]
+    # A tile is a part of the reference: its scatter around it is smaller by 2/m than a new window's.
+    gap = 1.0 / n[use] - 1.0 / m
     ratio = psi(total[f.counts], current, starts=starts) / gap
     scatter = max(float(cv), float(ratio.std() / ratio.mean()) if ratio.mean() > 0 else 0.0)
     error = 1.0 + 2.0 * scatter / np.sqrt(k)
@@ -199,6 +231,7 @@ def _field_null(
         max(dof, float(ratio.mean()) * error),
         scatter,
         max(1.0, float(squares.mean()) / _KOLMOGOROV_SECOND_MOMENT * error),
+        max(_KOLMOGOROV_CV, float(squares.std() / squares.mean()) if squares.any() else 0.0),
         _mean_deff(f, total, tiles[use], gap),
     )
 
@@ -250,4 +283,5 @@ def _rate_null(counts: Ints, n: Floats, m: int) -> tuple[float, float]:
     if x == 0 or rate >= 1.0 or len(n) < _FEW:
         return x, 1.0
     excess = (counts / n - rate) ** 2 / (rate * (1 - rate) / n)
-    return x, float(np.clip(excess.mean(), 1.0, max(1.0, float(n.mean()))))
+    error = 1.0 + 2.0 * float(np.sqrt(2.0 / len(n)))
+    return x, float(np.clip(excess.mean() * error, 1.0, max(1.0, float(n.mean()))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitor.binning import Encoded, Ints, Raw
+from monitor.binning import Encoded, Ints, Raw, category_text
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.events import Event
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout
@@ -21,7 +22,11 @@ OTHER_SEGMENT: Final = "__other__"
 RESERVED: Final = frozenset(
     {"id", "ts", "model", "version", "prediction", "score", "latency_ms", "error", "tags", "label"}
 )
+MAX_FEATURES: Final = (
+    2_000  # of a model without a spec: a producer may invent a name for every event
+)
 _TAG: Final = "tags."
+_MAX_INT: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,13 @@ class Columns:
         return {f.name: f.bins.encode(self.field(f.name)) for f in layout.fields}
 
     def segment_values(self, dimension: str) -> list[str]:
-        """Text of a segment dimension in each row: a feature, or ``tags.NAME``; missing is ``""``."""
+        """Text of a segment dimension in each row: a feature, or ``tags.NAME``; missing is ``""``, and what has no text ``__other__``."""
         if dimension.startswith(_TAG):
             raw: Iterable[Any] = ((tags or {}).get(dimension[len(_TAG) :]) for tags in self.tags)
         else:
             column = self.field(dimension)
             raw = column.to_pylist() if isinstance(column, pa.Array) else column
-        return ["" if value is None else str(value) for value in raw]
+        return ["" if v is None else category_text(v) or OTHER_SEGMENT for v in raw]
 
 
 def from_events(events: Sequence[Event], names: Iterable[str]) -> Columns:
@@ -87,9 +92,10 @@ def from_events(events: Sequence[Event], names: Iterable[str]) -> Columns:
     )
 
 
-def feature_names(events: Iterable[Event]) -> list[str]:
-    """Every feature that occurs, in name order."""
-    return sorted({name for event in events for name in (event.features or ())})
+def feature_names(events: Iterable[Event], most: int = MAX_FEATURES) -> list[str]:
+    """The features that occur, in name order; of more than ``most`` the most frequent."""
+    counts = Counter(name for event in events for name in (event.features or ()))
+    return sorted(sorted(counts, key=lambda name: (-counts[name], name))[:most])
 
 
 def from_batch(batch: pa.RecordBatch, *, origin: str) -> Columns:
@@ -119,12 +125,14 @@ def from_batch(batch: pa.RecordBatch, *, origin: str) -> Columns:
 
 def encode_sample(events: Sequence[Event]) -> bytes:
     """Raw events of a model without a reference, for ``wire.Sample``."""
-    return _SAMPLE_ENCODER.encode(
-        [
-            (e.ts_ms, e.version, e.features, e.prediction, e.score, e.latency_ms, e.error, e.tags)
-            for e in events
-        ]
-    )
+    rows = [
+        (e.ts_ms, e.version, e.features, e.prediction, e.score, e.latency_ms, e.error, e.tags)
+        for e in events
+    ]
+    try:
+        return _SAMPLE_ENCODER.encode(rows)
+    except OverflowError:  # JSON has integers of any size, msgpack of 64 bits
+        return _SAMPLE_ENCODER.encode(_bounded(rows))
 
 
 def decode_sample(model: str, body: bytes) -> list[Event]:
@@ -161,11 +169,28 @@ def _times(column: pa.Array | None, origin: str) -> Ints:
     return np.asarray(pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
+def _bounded(value: Any) -> Any:
+    """The same with its largest integers as floating-point numbers, as the bins take them."""
+    match value:
+        case list() | tuple():
+            return [_bounded(item) for item in value]
+        case dict():
+            return {key: _bounded(item) for key, item in value.items()}
+        case int() if not -_MAX_INT <= value < _MAX_INT:
+            try:
+                return float(value)
+            except OverflowError:
+                return np.inf if value > 0 else -np.inf
+        case _:
+            return value
+
+
 def _plain(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-_SAMPLE_ENCODER: Final = msgspec.msgpack.Encoder()
+# Arrow has types that msgpack has not: as text they keep the wrong type, which is what they have.
+_SAMPLE_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=str)
 _SAMPLE_DECODER: Final = msgspec.msgpack.Decoder(
     list[
         tuple[

@@ -164,10 +164,10 @@ def chi_square(reference: Counts, current: Counts) -> Floats:
     bins that are empty on both sides. Blind to the order of the bins.
     """
     a, b = _both_seen(*_pair(reference, current))
-    m, n = a.sum(axis=-1, keepdims=True), b.sum(axis=-1, keepdims=True)
+    m, n = _sum(a), _sum(b)
     # The formula times sqrt(m n): equal shares then cancel without a trace.
-    gap, pooled = a * n - b * m, a + b
-    return _sum(gap**2 / np.where(pooled > 0, pooled, 1)) / np.maximum(m * n, 1)[..., 0]
+    gap, pooled = a * n[..., None] - b * m[..., None], a + b
+    return _sum(gap**2 / np.where(pooled > 0, pooled, 1)) / np.maximum(m * n, 1)
 
 
 def degrees_of_freedom(reference: Counts, current: Counts) -> Floats:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from monitor.errors import InvalidEventError
 
@@ -27,6 +28,9 @@ _SMALLEST_MS: Final = 100_000_000_000
 _MAX_TEXT: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
+# An unterminated string is one token too, and nothing backtracks: linear for any bytes.
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.DOTALL)
+_SMALLEST_ROW: Final = 8  # bytes of an Arrow row: its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Event(msgspec.Struct):
     latency_ms: float | None = None
     error: Any = None
     tags: dict[str, Any] | None = None
-    ts_ms: int = 0  # set when the event is checked: ``ts`` in epoch milliseconds
+    # ``ts`` in epoch milliseconds, set when the event is checked. The name keeps a producer's own ``ts_ms`` out.
+    ts_ms: int = msgspec.field(default=0, name="$ts_ms")
 
 
 Outcome = Event | InvalidEventError
@@ -131,34 +136,26 @@ def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterat
     if start == b"[":
         try:
             items = _RAW_LIST.decode(value)
-        except msgspec.DecodeError as err:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
             raise InvalidEventError("not_json", _where(err)) from None
+        defaults.pop("id", None)  # it names the message, not each of its events
         return (_from_json(bytes(item), defaults) for item in items)
     return iter((_from_json(value, defaults),))
 
 
 def _from_json(raw: bytes, defaults: Mapping[str, str]) -> Outcome:
+    """The event completed from CloudEvents attributes: ``id`` from ``id``, ``ts`` from ``time``."""
     try:
+        if defaults:
+            body = _ENVELOPE.decode(raw)
+            for name, attribute in (("id", "id"), ("ts", "time")):
+                if name not in body and attribute in defaults:
+                    body[name] = msgspec.Raw(msgspec.json.encode(defaults[attribute]))
+            raw = msgspec.json.encode(body)
         return _EVENT.decode(raw)
     except msgspec.ValidationError as err:
-        if defaults:
-            return _with_defaults(raw, defaults)
         return _validation_error(err)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
-        return InvalidEventError("not_json", _where(err))
-
-
-def _with_defaults(raw: bytes, defaults: Mapping[str, str]) -> Outcome:
-    """The event completed from CloudEvents attributes: ``id`` from ``ce_id``, ``ts`` from ``ce_time``."""
-    try:
-        body = _ENVELOPE.decode(raw)
-        for name, attribute in (("id", "id"), ("ts", "time")):
-            if name not in body and attribute in defaults:
-                body[name] = msgspec.Raw(msgspec.json.encode(defaults[attribute]))
-        return _EVENT.decode(msgspec.json.encode(body))
-    except msgspec.ValidationError as err:
-        return _validation_error(err)
-    except msgspec.DecodeError as err:
         return InvalidEventError("not_json", _where(err))
 
 
@@ -171,39 +168,52 @@ def _from_cloudevent(value: bytes) -> Iterator[Outcome]:
             if name in envelope
         }
         body = bytes(envelope["data"]) if "data" in envelope else b""
-    except msgspec.MsgspecError as err:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as err:
         raise InvalidEventError("not_json", f"CloudEvent: {_where(err)}") from None
     if not body:
         raise InvalidEventError("missing_field", "CloudEvent without data")
     if body[:1] != b"[":
-        return iter((_with_defaults(body, defaults),))
+        return iter((_from_json(body, defaults),))
     items = _RAW_LIST.decode(body)
-    return (
-        _with_defaults(bytes(item), {k: v for k, v in defaults.items() if k == "time"})
-        for item in items
-    )
+    defaults.pop("id", None)
+    return (_from_json(bytes(item), defaults) for item in items)
 
 
 def _from_arrow(value: bytes, limits: Limits) -> Iterator[Outcome]:
     """Rows of an IPC stream: columns as the JSON fields, ``features`` and ``tags`` as structs or maps."""
+    rows: list[dict[str, Any]] = []
     try:
         with pa.ipc.open_stream(value) as stream:
             if len(stream.schema) > limits.features:
                 raise InvalidEventError("too_large", f"{len(stream.schema)} columns")
-            rows: list[dict[str, Any]] = stream.read_all().to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as err:
+            for batch in stream:
+                # A column of nulls has any length in no bytes.
+                if len(rows) + batch.num_rows > limits.message_bytes // _SMALLEST_ROW:
+                    raise InvalidEventError("too_large", f"{batch.num_rows} rows")
+                batch.validate(full=True)  # damaged offsets would be followed out of the buffer
+                rows += _in_utc(batch).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as err:
         raise InvalidEventError("not_json", f"Arrow stream: {type(err).__name__}") from None
     return (_from_row(row) for row in rows)
+
+
+def _in_utc(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """``ts`` in UTC and microseconds: naive timestamps are UTC by Arrow's definition, and a zone's name may be unknown here."""
+    index = batch.schema.get_field_index("ts")
+    if index < 0 or not pa.types.is_timestamp(batch.schema.field(index).type):
+        return batch
+    column = batch.column(index)
+    exact = column.type.unit != "ns"  # of nanoseconds the rest is cut off; no other unit has one
+    return batch.set_column(index, "ts", pc.cast(column, pa.timestamp("us", "UTC"), safe=exact))
 
 
 def _from_row(row: dict[str, Any]) -> Outcome:
     for name in ("features", "tags"):
         if isinstance(row.get(name), list):  # a map column arrives as pairs
-            row[name] = dict(row[name])
-    if isinstance(row.get("ts"), datetime) and row["ts"].tzinfo is None:
-        row["ts"] = row["ts"].replace(
-            tzinfo=UTC
-        )  # Arrow's naive timestamps are UTC by its own definition
+            try:
+                row[name] = dict(row[name])
+            except (TypeError, ValueError):
+                return InvalidEventError("wrong_type", f"{name} is neither a struct nor a map")
     try:
         return msgspec.convert({k: v for k, v in row.items() if v is not None}, Event)
     except msgspec.ValidationError as err:
@@ -264,7 +274,7 @@ def _depth_over(value: bytes, limit: int) -> bool:
     if value.count(b"{") + value.count(b"[") <= limit:
         return False
     depth = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', value):
+    for token in _TOKEN.finditer(value):
         mark = token[0][:1]
         depth += (mark in b"{[") - (mark in b"}]")
         if depth > limit:

@@ -59,7 +59,9 @@ class Judge:
         judge = cls(key, spec, reference)
         if reference is not None:
             stored = msgspec.msgpack.decode(state, type=_State)
-            judge._detector = Adwin.restore(stored.detector)
+            detector = Adwin.restore(stored.detector)
+            if detector.features == len(judge._fields):
+                judge._detector = detector
             judge._alarms = stored.alarms
         return judge
 
@@ -73,19 +75,26 @@ class Judge:
         """Breaches of data quality, if there are any; the means go to the detector."""
         if self._reference is None:
             return None
-        if self._key.segment == "":
+        if self._key.segment == "" and self._fields:
             self._watch(start_ms, start_ms + size_ms, profile)
         found = judge_pane(
             self._reference, self._key.segment, profile, size_ms=size_ms, levels=self._levels
         )
         return self._verdicts("pane", start_ms, size_ms, profile.n, found) if found else None
 
-    def window(self, start_ms: int, size_ms: int, profile: Profile) -> wire.Verdicts | None:
+    def window(
+        self, start_ms: int, size_ms: int, profile: Profile, *, whole: bool = True
+    ) -> wire.Verdicts | None:
         """All statistics of a window; clean windows are reported too, so that incidents can end."""
         if self._reference is None:
             return None
         verdicts = judge_window(
-            self._reference, self._key.segment, profile, size_ms=size_ms, levels=self._levels
+            self._reference,
+            self._key.segment,
+            profile,
+            size_ms=size_ms,
+            levels=self._levels,
+            whole=whole,
         )
         if size_ms == min(self._spec.windows.sizes):
             verdicts += self._alarms
@@ -147,9 +156,6 @@ class Judge:
 
 
 def _scaled(profile: Profile, f: Field) -> tuple[float, float, float]:
-    """``(n, mean, M2)`` in scales of the reference around its centre, as the detector expects."""
-    bins = f.bins
-    n, mean, m2 = profile.moments(f.name)
-    if n < MIN_PANE or not isinstance(bins, NumericBins):
-        return 0.0, 0.0, 0.0
-    return float(n), (mean - bins.center) / bins.scale, m2 / bins.scale**2
+    """``(n, mean, M2)`` as the detector expects, or nothing of a pane that is too small."""
+    n, mean, m2 = profile.scaled_moments(f.name)
+    return (float(n), mean, m2) if n >= MIN_PANE else (0.0, 0.0, 0.0)

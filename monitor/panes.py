@@ -64,6 +64,7 @@ class ClosedWindow:
     start_ms: int
     size_ms: int
     profile: Profile
+    whole: bool  # false for the first window of a series that began inside it
 
 
 Closed = ClosedPane | ClosedWindow
@@ -84,9 +85,13 @@ def combined_watermark(marks: Iterable[SourceMark]) -> int | None:
 
 @dataclass(slots=True)
 class Windows:
-    """The open windows of one series. Mutable: it accumulates. ``through_ms`` is the end of the last pane taken in."""
+    """The open windows of one series. Mutable: it accumulates.
+
+    ``first_ms`` is the start of the first pane taken in, ``through_ms`` the end of the last.
+    """
 
     sizes: tuple[int, ...]
+    first_ms: int | None = None
     through_ms: int | None = None
     open: dict[int, tuple[int, Profile]] = field(default_factory=dict)
 
@@ -100,6 +105,7 @@ class Windows:
                     f"pane {pane.start_ms} taken while window {held[0]} of {size} ms is still open"
                 )
             self.open[size] = (start, pane.profile if held is None else held[1] + pane.profile)
+        self.first_ms = pane.start_ms if self.first_ms is None else self.first_ms
         self.through_ms = pane.start_ms + pane_ms
 
 
@@ -172,8 +178,10 @@ class Panes:
     ) -> Iterator[ClosedWindow]:
         while ends and ends[0][0] <= passed_ms:
             _, key, size = heapq.heappop(ends)
-            start, profile = self.windows[key].open.pop(size)
-            yield ClosedWindow(key, start, size, profile)
+            windows = self.windows[key]
+            start, profile = windows.open.pop(size)
+            whole = windows.first_ms is None or windows.first_ms <= start
+            yield ClosedWindow(key, start, size, profile, whole)
 
 
 def late_contributions(
@@ -181,7 +189,7 @@ def late_contributions(
 ) -> Iterator[ClosedWindow]:
     """What a late delta adds to each window that holds its pane."""
     for size in sizes_ms:
-        yield ClosedWindow(key, start_ms // size * size, size, profile)
+        yield ClosedWindow(key, start_ms // size * size, size, profile, whole=True)
 
 
 def check_link(mark: SourceMark | None, start: int, end: int, *, announced: bool) -> LinkFate:

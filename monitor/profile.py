@@ -185,15 +185,22 @@ class Profile:
 
         Values beyond 1,024 scales of the centre count as that far. ``(0, 0, 0)`` without values and for categoricals.
         """
+        n, mean, m2 = self.scaled_moments(name)
+        bins = self.layout.by_name[name].bins
+        if n == 0 or not isinstance(bins, NumericBins):
+            return 0, 0.0, 0.0
+        return n, bins.center + mean * bins.scale, m2 * bins.scale * bins.scale
+
+    def scaled_moments(self, name: str) -> tuple[int, float, float]:
+        """The same in scales of the reference around its centre: what detectors take, and finite whatever the unit."""
         f = self.layout.by_name[name]
         n = int(self.vector[f.counts].sum())
         if n == 0 or not isinstance(f.bins, NumericBins):
             return 0, 0.0, 0.0
         s1, high, low = (int(x) for x in self.vector[f.moments])
         s2 = (high << _LOW_BITS) + low
-        unit = f.bins.scale / (1 << QUANTUM_BITS)
         # Integer arithmetic to the end: n * s2 - s1 * s1 has no cancellation error.
-        return n, f.bins.center + s1 / n * unit, (n * s2 - s1 * s1) / n * unit * unit
+        return n, s1 / n / (1 << QUANTUM_BITS), (n * s2 - s1 * s1) / n / (1 << 2 * QUANTUM_BITS)
 
     def to_bytes(self) -> bytes:
         """Wire form: the vector in the narrowest integers that hold it (compression is the envelope's)."""
@@ -214,8 +221,14 @@ class Profile:
             if bins_id != layout.bins_id:
                 raise IncompatibleError(f"profile of bins {bins_id}, expected {layout.bins_id}")
             vector = np.empty(layout.size, dtype=np.int64)
-            vector[~layout.moment_mask] = np.frombuffer(counts[1], dtype=np.dtype(counts[0]))
-            vector[layout.moment_mask] = np.frombuffer(moments[1], dtype=np.dtype(moments[0]))
+            for mask, (dtype, raw) in (
+                (~layout.moment_mask, counts),
+                (layout.moment_mask, moments),
+            ):
+                values = np.frombuffer(raw, dtype=np.dtype(dtype))
+                if len(values) != np.count_nonzero(mask):
+                    raise IncompatibleError("damaged profile")  # one value would be broadcast
+                vector[mask] = values
         except (msgspec.MsgspecError, TypeError, ValueError) as err:
             raise IncompatibleError("damaged profile") from err
         return Profile(layout, vector, hints)

@@ -163,7 +163,9 @@ def read_source(path: Path) -> Source:
                 for batch in dataset.to_batches(batch_size=1 << 16):
                     yield from_batch(batch, origin=str(path))
         except (pa.ArrowException, OSError) as err:
-            raise ConfigError(f"{path}: cannot be read as {formats[path.suffix]}: {err}") from err
+            # The first line, and no more of it than names the trouble: Arrow may quote rows.
+            said = str(err).partition("\n")[0].partition(": ")[0]
+            raise ConfigError(f"{path}: cannot be read as {formats[path.suffix]}: {said}") from err
 
     return batches
 
@@ -261,7 +263,11 @@ class _Draft:
 
     def segments(self) -> dict[str, tuple[str, ...]]:
         return {
-            d: tuple(sorted(counts, key=lambda value: (-counts[value], value))[:TOP_SEGMENTS])
+            d: tuple(
+                sorted(counts.keys() - {OTHER_SEGMENT}, key=lambda value: (-counts[value], value))[
+                    :TOP_SEGMENTS
+                ]
+            )
             for d, counts in self._segments.items()
         }
 

@@ -22,7 +22,9 @@ _UNITS_MS: Final = {
     "d": 86_400_000,
     "w": 604_800_000,
 }
+MAX_DURATION_MS: Final = 3_660 * _UNITS_MS["d"]
 _DURATION: Final = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
+_KEY: Final = re.compile(r"[a-z_]{1,24}")  # how our own keys look; anything else is not quoted
 _SECRET: Final = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/\S+)")
 MAX_WINDOWS: Final = 8  # window sizes of a model: each costs an accumulator per segment
 MAX_SEGMENTS: Final = 8
@@ -51,7 +53,11 @@ def format_duration(ms: int) -> str:
 def _duration(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    return parse_duration_ms(value)
+    try:
+        return parse_duration_ms(value)
+    except ValueError:
+        # Not quoted: whatever stands in a wrong place may be a secret.
+        raise ValueError("give a duration such as 30s, 10m, 1h or 7d") from None
 
 
 def _secret(value: object) -> str:
@@ -69,7 +75,7 @@ def _address(value: object) -> str:
     raise ValueError("give an http(s) address without user and password, or env:NAME or file:/path")
 
 
-Duration = Annotated[int, BeforeValidator(_duration), Field(gt=0)]
+Duration = Annotated[int, BeforeValidator(_duration), Field(gt=0, le=MAX_DURATION_MS)]
 SecretRef = Annotated[str, BeforeValidator(_secret)]
 Address = Annotated[str, BeforeValidator(_address)]
 
@@ -133,7 +139,7 @@ class WindowSpec(_Strict):
 class AlarmBudget(_Strict):
     """False alarms that the user accepts, per model."""
 
-    false_alarms: float = Field(default=1.0, gt=0)
+    false_alarms: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     per: Duration = 30 * 86_400_000
 
 
@@ -229,13 +235,9 @@ class ModelSpec(_Strict):
             raise ValueError("two notify targets have one name: set name on them")
         if {"retrain", "rollback"} & set(names):
             raise ValueError("retrain and rollback are names of actions, not of notify targets")
-        unknown = [
-            s
-            for s in self.segments
-            if self.features and not s.startswith("tags.") and s not in self.features
-        ]
-        if unknown:
-            raise ValueError(f"segment {unknown[0]!r} is neither a feature nor tags.NAME")
+        for i, segment in enumerate(self.segments):
+            if self.features and not segment.startswith("tags.") and segment not in self.features:
+                raise ValueError(f"segment {i + 1} is neither a feature nor tags.NAME")
         return self
 
 
@@ -249,7 +251,7 @@ def load_spec(path: Path) -> ModelSpec:
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: cannot be read: {err}") from err
-    except yaml.YAMLError as err:
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: 2013-02-31
         mark = getattr(err, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{where}: not YAML") from err
@@ -264,6 +266,10 @@ def parse_spec(document: object, *, origin: str) -> ModelSpec:
         return ModelSpec.model_validate(document)
     except ValidationError as err:
         first = err.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "spec"
+        where = ".".join(map(_place, first["loc"])) or "spec"
         more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
         raise ConfigError(f"{origin}: {where}: {first['msg']}{more}") from err
+
+
+def _place(part: int | str) -> str:
+    return str(part) if isinstance(part, int) or _KEY.fullmatch(part) else "?"

@@ -27,16 +27,29 @@ _SMALLEST_P: Final = 1e-300  # below it floats lose their meaning; shown as this
 
 
 def judge_window(
-    reference: Reference, segment: str, profile: Profile, *, size_ms: int, levels: Levels
+    reference: Reference,
+    segment: str,
+    profile: Profile,
+    *,
+    size_ms: int,
+    levels: Levels,
+    whole: bool = True,
 ) -> list[Verdict]:
-    """PSI, KS and rates of every field of a window. Cost: O(fields * bins)."""
+    """PSI, KS and rates of every field of a window. Cost: O(fields * bins).
+
+    A window that is not ``whole``, because its series began inside it, has seen a part of the day or of the week: its distributions are
+    not comparable and are ``no_data``. Its rates are.
+    """
     expected = reference.profiles.get(segment)
     null = reference.nulls.get(segment, {}).get(size_ms)
     if expected is None or null is None or expected.n == 0:
         return [_no_data("", "reference", profile.n)]
-    alpha = levels.window
-    n = max(profile.n, 1)
-    psi_limits, ks_limits = null.psi_limit(n, alpha), null.ks_limit(n, alpha)
+    rates = _judge_rates(null, profile, levels.window, RATES)
+    if not whole:
+        return [_no_data("", "distribution", profile.n), *rates]
+    # Missing values are in no bin: what is left of each field has a size of its own.
+    n = np.array([profile.counts(f.name).sum() for f in profile.layout.fields], dtype=np.float64)
+    psi_limits, ks_limits = null.psi_limit(n, levels.window), null.ks_limit(n, levels.window)
     verdicts: list[Verdict] = []
     for i, f in enumerate(profile.layout.fields):
         if _absent(expected, f) and _absent(profile, f):
@@ -44,7 +57,7 @@ def judge_window(
         verdicts.append(_judge_psi(expected, profile, f, null, i, float(psi_limits[i])))
         if isinstance(f.bins, NumericBins):
             verdicts.append(_judge_ks(expected, profile, f, null, i, float(ks_limits[i])))
-    return verdicts + _judge_rates(null, profile, alpha, RATES)
+    return verdicts + rates
 
 
 def judge_pane(
@@ -110,10 +123,7 @@ def _judge_psi(
         return _no_data(f.name, "psi", n, kind=kind_of(f.name))
     p = expected.vector[f.counts]
     value = float(psi(p, profile.vector[f.counts], starts=group_equal_mass(p, PSI_GROUPS)))
-    shape = 1.0 / float(null.psi_cv[i]) ** 2
-    mean = float(null.psi_dof[i]) * (1.0 / n + 1.0 / null.m)
-    p_value = float(special.gammaincc(shape, value * shape / mean))
-    return _verdict(f, "psi", value, limit, p_value, n, expected, profile)
+    return _verdict(f, "psi", value, limit, null.psi_p_value(i, n, value), n, expected, profile)
 
 
 def _judge_ks(
@@ -123,14 +133,13 @@ def _judge_ks(
     if n < MIN_KS or _absent(expected, f):
         return _no_data(f.name, "ks", n, kind=kind_of(f.name))
     value = float(ks(expected.vector[f.counts], profile.vector[f.counts]).low)
-    p_value = float(special.kolmogorov(value / np.sqrt(null.ks_deff[i] * (1.0 / n + 1.0 / null.m))))
-    return _verdict(f, "ks", value, limit, p_value, n, expected, profile)
+    return _verdict(f, "ks", value, limit, null.ks_p_value(i, n, value), n, expected, profile)
 
 
 def _judge_rates(
     null: Null, profile: Profile, alpha: float, names: tuple[str, ...]
 ) -> list[Verdict]:
-    """Rates are judged where the defect occurs at all, here or in the reference: the rest is zero against zero."""
+    """Rates are judged where the defect occurs: the rest is zero, which no limit is below."""
     n = profile.n
     if n < MIN_RATE:
         return [_no_data("", "rates", n, kind="data_quality")]

@@ -14,6 +14,7 @@ from monitor.spec import Calibration, ModelSpec
 
 _SAMPLE: Final = b"sample/"
 DEFAULT_EVENTS: Final = Calibration().events
+MAX_CALIBRATING: Final = 200  # models at once: of more, as when names are generated, none is sampled
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -43,7 +44,7 @@ class Samples:
 
         The same sample at the same offset replaces itself. What comes after the reference was built is of no use here.
         """
-        if sample.model in self._done:
+        if sample.model in self._done or self._is_full(sample.model):
             return [], None
         stored = _Stored(sample.model, sample.events, sample.rows)
         chunks = self._chunks.setdefault(sample.model, {})
@@ -55,6 +56,14 @@ class Samples:
         self._done.add(sample.model)
         del self._chunks[sample.model]
         return [(k, None) for k in chunks if k != key], record
+
+    def finish(self, model: str) -> list[tuple[bytes, bytes | None]]:
+        """Drop what is left of a model that has its reference: a crash may have come before the deletions."""
+        self._done.add(model)
+        return [(key, None) for key in self._chunks.pop(model, ())]
+
+    def _is_full(self, model: str) -> bool:
+        return model not in self._chunks and len(self._chunks) >= MAX_CALIBRATING
 
 
 def _wanted(spec: ModelSpec | None) -> int:

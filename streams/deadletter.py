@@ -8,12 +8,19 @@ from confluent_kafka import Message
 
 PREFIX: Final = "driftline.error."
 MAX_DETAIL: Final = 1_024
+MAX_RECORD: Final = 1_000_000  # brokers take 1 MiB; the rest is for framing
+_OVERHEAD: Final = 64  # bytes of framing for each header
 
 
 def dead_letter(
     message: Message, *, reason: str, detail: str, stage: str, attempt: int = 1
 ) -> dict[str, Any]:
-    """``key``, ``value`` and ``headers`` to produce on the ``dlq`` topic. Headers of an earlier death are replaced."""
+    """``key``, ``value`` and ``headers`` to produce on the ``dlq`` topic. Headers of an earlier death are replaced.
+
+    A record too large for the topic is cut, and says so: its key and headers go first if they alone are too large, then the end of its value.
+    The whole of it stays at ``topic``, ``partition`` and ``offset``.
+    """
+    key, value = message.key(), message.value()
     kept = [(name, value) for name, value in header_list(message) if not name.startswith(PREFIX)]
     why = {
         "reason": reason,
@@ -25,8 +32,22 @@ def dead_letter(
         "timestamp": message.timestamp()[1],
         "attempt": attempt,
     }
-    headers = kept + [(PREFIX + name, str(value).encode()) for name, value in why.items()]
-    return {"key": message.key(), "value": message.value(), "headers": headers}
+    left = MAX_RECORD - MAX_DETAIL - 4_096 - _size(key, kept)
+    if left < MAX_RECORD // 2:
+        left += _size(key, kept)
+        key, kept = None, []
+    if key != message.key() or len(value or b"") > left:
+        why["truncated"] = len(value or b"")
+        value = None if value is None else value[:left]
+    headers = kept + [(PREFIX + name, str(text).encode()) for name, text in why.items()]
+    return {"key": key, "value": value, "headers": headers}
+
+
+def _size(key: str | bytes | None, headers: list[tuple[str, str | bytes | None]]) -> int:
+    texts = [key or b""] + [text or b"" for header in headers for text in header]
+    return sum(
+        len(text.encode() if isinstance(text, str) else text) for text in texts
+    ) + _OVERHEAD * len(headers)
 
 
 def header_list(message: Message) -> list[tuple[str, str | bytes | None]]:

@@ -117,8 +117,13 @@ class Dispatcher:
                     metrics.OUTBOX_PENDING.set(self._lanes.pending)
             finally:
                 await self._lanes.stop()
-                await loop.run_in_executor(thread, self._consumer.close)
+                await loop.run_in_executor(thread, self._close)
                 await self._sender.close()
+
+    def _close(self) -> None:
+        self._consumer.close()
+        self._producer.purge()  # what was not acknowledged failed already: closing must not wait for it
+        self._producer.close()
 
     def _read(self) -> list[Message]:
         full = self._lanes.pending >= MAX_PENDING
@@ -130,14 +135,18 @@ class Dispatcher:
         return self._consumer.consume(_BATCH, _POLL_S)
 
     async def _rebalance(self) -> None:
+        gained: list[int] = []
         while self._changes:
             assigned, partition = self._changes.popleft()
             self._committed.pop(partition, None)
             if assigned:
-                delivered = await asyncio.to_thread(self._delivered, partition)  # 1.
-                self._lanes.assign(partition, delivered)
+                gained.append(partition)
             else:
                 self._lanes.revoke(partition)
+                gained = [other for other in gained if other != partition]
+        done = await asyncio.gather(*(asyncio.to_thread(self._delivered, p) for p in gained))  # 1.
+        for partition, delivered in zip(gained, done, strict=True):
+            self._lanes.assign(partition, delivered)
 
     def _take(self, message: Message) -> None:
         error = message.error()

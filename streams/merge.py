@@ -71,6 +71,7 @@ class _PaneState(msgspec.Struct, array_like=True):
 class _SeriesState(msgspec.Struct, array_like=True):
     key: SeriesKey
     offset: int
+    first_ms: int | None
     through_ms: int | None
     windows: list[tuple[int, int, bytes]]  # size, start, profile
     judge: bytes
@@ -196,7 +197,8 @@ class MergeStage(Stage):
             return
         if panes.is_taken(key, delta.pane_ms) and state.fences.get(key, _NEVER) >= offset:
             return
-        if state.fences.get((key, delta.pane_ms), _NEVER) < offset:
+        pane = (key, delta.pane_ms)
+        if pane in effects.panes or state.fences.get(pane, _NEVER) < offset:
             effects.panes[key, delta.pane_ms] = panes.add(key, delta.pane_ms, profile)
             state.fences[key, delta.pane_ms] = offset
 
@@ -213,7 +215,9 @@ class MergeStage(Stage):
                     effects.outputs.append(
                         self._window(closed, closed.start_ms + closed.size_ms, contribution="")
                     )
-                    verdicts = judge.window(closed.start_ms, closed.size_ms, closed.profile)
+                    verdicts = judge.window(
+                        closed.start_ms, closed.size_ms, closed.profile, whole=closed.whole
+                    )
                 if verdicts is not None:
                     found.append(verdicts)
             # Everything that ends at one time closes in one call, so the last of it is known to be the last.
@@ -234,6 +238,9 @@ class MergeStage(Stage):
     ) -> None:
         for i, sample in enumerate(samples):
             model = self._lookup.newest(sample.model)
+            if model is not None and model.reference is not None:
+                effects.writes += state.samples.finish(sample.model)
+                continue
             writes, record = state.samples.add(
                 sample, None if model is None else model.spec, offset, i
             )
@@ -257,7 +264,11 @@ class MergeStage(Stage):
             state.fences[key] = state.offset
             yield (
                 _series_key(key),
-                _encode(_SeriesState(key, state.offset, windows.through_ms, kept, judge)),
+                _encode(
+                    _SeriesState(
+                        key, state.offset, windows.first_ms, windows.through_ms, kept, judge
+                    )
+                ),
             )
         yield from (write for write in effects.writes if write[1] is not None)
         marks = {
@@ -276,7 +287,8 @@ class MergeStage(Stage):
     def _restore_series(self, state: _Partition, value: bytes) -> None:
         stored = _decode(value, _SeriesState)
         model = self._model(state, stored.key.model, stored.key.bins_id)
-        windows = Windows(state.panes[stored.key.model].sizes_ms, stored.through_ms)
+        sizes = state.panes[stored.key.model].sizes_ms
+        windows = Windows(sizes, stored.first_ms, stored.through_ms)
         for size, start, profile in stored.windows:
             windows.open[size] = (start, Profile.from_bytes(_layout(model), profile))
         state.panes[stored.key.model].windows[stored.key] = windows

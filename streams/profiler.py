@@ -191,10 +191,26 @@ class Profiler:
         changed = any(mark.idle != (p in idle) for p, mark in self._marks.items())
         return changed or self._monotonic() - self._sent_s >= self._settings.heartbeat_s
 
-    def _send(self, batch: Sequence[_Read]) -> None:
-        """Profile and commit a batch; halve it where a message would become too large."""
+    def _send(self, batch: Sequence[_Read]) -> bool:
+        """Profile and commit a batch; halve it where a message would become too large. False: it was rolled back, to be read again."""
         started = self._monotonic()
-        outcome = profile_batch(  # 2.
+        outcome = self._profile(batch)
+        profiles = [wire.encode(message) for message in outcome.profiles]
+        if max(map(len, profiles)) > _MAX_MESSAGE:
+            if len(batch) > 1:
+                half = len(batch) // 2
+                # The second half must not commit past a first half that did not.
+                return self._send(batch[:half]) and self._send(batch[half:])
+            outcome = self._profile(batch, refusal="its profiles do not fit into one message")
+            profiles = [wire.encode(message) for message in outcome.profiles]
+        if not self._commit(batch, outcome, profiles):
+            return False
+        self._sent_s = self._monotonic()
+        metrics.BATCH_SECONDS.labels("profiler").observe(self._sent_s - started)
+        return True
+
+    def _profile(self, batch: Sequence[_Read], refusal: str | None = None) -> Outcome:
+        return profile_batch(  # 2.
             [read.source for read in batch],
             self._marks,
             self._registry.newest,
@@ -203,19 +219,10 @@ class Profiler:
             known_models=len(self._registry.all()),
             idle=self._idle(),
             jumps=self._jumps,
+            refusal=refusal,
         )
-        profiles = [wire.encode(message) for message in outcome.profiles]
-        if len(batch) > 1 and max(map(len, profiles)) > _MAX_MESSAGE:
-            half = len(batch) // 2
-            for part in (batch[:half], batch[half:]):
-                if all(read.source.partition in self._marks for read in part):
-                    self._send(part)
-            return
-        self._commit(batch, outcome, profiles)
-        self._sent_s = self._monotonic()
-        metrics.BATCH_SECONDS.labels("profiler").observe(self._sent_s - started)
 
-    def _commit(self, batch: Sequence[_Read], outcome: Outcome, profiles: Sequence[bytes]) -> None:
+    def _commit(self, batch: Sequence[_Read], outcome: Outcome, profiles: Sequence[bytes]) -> bool:
         try:
             self._producer.begin_transaction()  # 3.
             self._produce(batch, outcome, profiles)
@@ -232,10 +239,11 @@ class Profiler:
             _retried(lambda: self._producer.commit_transaction(_TXN_TIMEOUT_S))  # 5.
         except KafkaException as err:
             self._roll_back(err.args[0])
-            return
+            return False
         self._marks.update(outcome.marks)
         self._jumps.clear()
         self._count(outcome)
+        return True
 
     def _produce(self, batch: Sequence[_Read], outcome: Outcome, profiles: Sequence[bytes]) -> None:
         for partition, value in enumerate(profiles):

@@ -28,15 +28,18 @@ from monitor.panes import SourceMark
 from monitor.profile import profile_groups
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
+from monitor.tables import value_text
 from streams.models import Model
 from streams.topics import partition_of
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-SAMPLE_EVENTS: Final = (
-    1_000  # of a model without a reference, per batch: about 500 KB at 500 B an event
+SAMPLE_EVENTS: Final = 1_000  # of a model without a reference, per batch
+SAMPLE_BYTES: Final = (
+    500_000  # uncompressed: a message of samples stays far below the broker's 1 MiB
 )
 SCORED_ROWS: Final = 5_000  # about 400 KB of Arrow
+SCORED_BYTES: Final = 800_000
 SCORED_SCHEMA: Final = pa.schema(
     [
         ("id", pa.string()),
@@ -126,6 +129,7 @@ def profile_batch(
     known_models: int,
     idle: Iterable[int] = (),
     jumps: Mapping[int, str] | None = None,
+    refusal: str | None = None,
 ) -> Outcome:
     """Profile a batch. Deterministic: a function of the messages, the marks and the models.
 
@@ -138,10 +142,13 @@ def profile_batch(
         known_models: how many models there are, for the cap on new ones.
         idle: source partitions with nothing left to read.
         jumps: why a source partition does not start at its mark.
+        refusal: why every event is to be refused as too large; ``None``: none is.
     """
+    newest = _frozen(newest)
     counts = {partition: _Counts() for partition in marks}
     dead: list[DeadLetter] = []
-    rows = list(_accepted(messages, counts, dead, newest, policy, now_ms, known_models))
+    read = _read(messages, policy.limits, now_ms, refusal)
+    rows = list(_accepted(read, counts, dead, newest, policy, known_models))
     late, watermarks = _lateness(rows, marks, newest)
     deltas: list[list[wire.Delta]] = [[] for _ in range(policy.partitions)]
     samples: list[list[wire.Sample]] = [[] for _ in range(policy.partitions)]
@@ -152,9 +159,7 @@ def profile_batch(
         chosen = [rows[i] for i in index]
         events = [row.event for row in chosen]
         if model is None or model.reference is None:
-            samples[target].append(
-                wire.Sample(name, len(events), encode_sample(events[:SAMPLE_EVENTS]))
-            )
+            samples[target].append(_sample(name, events))
             _count(counts, chosen, "calibrating", target, policy)
             scored += _scored(name, events, None, None)
             continue
@@ -194,20 +199,49 @@ def profile_batch(
     )
 
 
+def _frozen(newest: Callable[[str], Model | None]) -> Callable[[str], Model | None]:
+    """The models as they are for one batch: a live registry may change between two questions."""
+    known: dict[str, Model | None] = {}
+
+    def once(name: str) -> Model | None:
+        if name not in known:
+            known[name] = newest(name)
+        return known[name]
+
+    return once
+
+
+def _read(
+    messages: Sequence[SourceMessage], limits: Limits, now_ms: int, refusal: str | None
+) -> Iterator[tuple[SourceMessage, Sequence[Event | InvalidEventError]]]:
+    for message in messages:
+        outcomes = decode_message(message.value, message.headers, limits, now_ms=now_ms)
+        if refusal is not None:
+            yield message, [InvalidEventError("too_large", refusal)] * len(outcomes)
+        else:
+            yield message, outcomes
+
+
+def _sample(name: str, events: Sequence[Event]) -> wire.Sample:
+    """The first events, as many as fit."""
+    chosen = events[:SAMPLE_EVENTS]
+    while len(rows := encode_sample(chosen)) > SAMPLE_BYTES and len(chosen) > 1:
+        chosen = chosen[: len(chosen) // 2]
+    return wire.Sample(name, len(chosen), rows)
+
+
 def _accepted(
-    messages: Sequence[SourceMessage],
+    read: Iterable[tuple[SourceMessage, Sequence[Event | InvalidEventError]]],
     counts: Mapping[int, _Counts],
     dead: list[DeadLetter],
     newest: Callable[[str], Model | None],
     policy: Policy,
-    now_ms: int,
     known_models: int,
 ) -> Iterator[_Row]:
     """Events that are to be counted; the others are noted as dead, by message."""
     new_models: set[str] = set()
-    for message in messages:
+    for message, outcomes in read:
         rejected: list[InvalidEventError] = []
-        outcomes = decode_message(message.value, message.headers, policy.limits, now_ms=now_ms)
         for outcome in outcomes:
             if isinstance(outcome, Event):
                 refused = _refused(outcome.model, newest, policy, known_models, new_models)
@@ -245,13 +279,14 @@ def _lateness(
     """Which rows are late, and each source partition's new watermark.
 
     A row is late if its pane had closed by the watermark of its own partition when its turn came: a function of the log alone.
+    A model that is calibrating has no panes.
     """
     ts = np.fromiter((row.event.ts_ms for row in rows), dtype=np.int64, count=len(rows))
     source = np.fromiter((row.partition for row in rows), dtype=np.int64, count=len(rows))
-    closes = ts.copy()
+    closes = np.full(len(rows), _NEVER, dtype=np.int64)
     for name, index in _by_model(rows).items():
         model = newest(name)
-        if model is not None:
+        if model is not None and model.reference is not None:
             pane = model.spec.windows.pane
             closes[index] = ts[index] // pane * pane + pane + model.spec.windows.lateness
     late = np.zeros(len(rows), dtype=bool)
@@ -324,30 +359,34 @@ def _scored(
                 segments[i].append(
                     (dimension, reference.segment_of(dimension, value).partition("=")[2])
                 )
-    for at in range(0, len(keep), SCORED_ROWS):
-        part = keep[at : at + SCORED_ROWS]
-        batch = pa.record_batch(
-            [
-                pa.array([events[i].id for i in part], pa.string()),
-                pa.array([events[i].ts_ms for i in part], pa.int64()),
-                pa.array([name] * len(part), pa.string()),
-                pa.array([events[i].version for i in part], pa.string()),
-                pa.array([segments[i] for i in part], SCORED_SCHEMA.field("segments").type),
-                pa.array([_prediction(events[i].prediction) for i in part], pa.string()),
-                pa.array([events[i].score for i in part], pa.float64()),
-            ],
-            schema=SCORED_SCHEMA,
-        )
+    batch = pa.record_batch(
+        [
+            pa.array([events[i].id for i in keep], pa.string()),
+            pa.array([events[i].ts_ms for i in keep], pa.int64()),
+            pa.array([name] * len(keep), pa.string()),
+            pa.array([events[i].version for i in keep], pa.string()),
+            pa.array([segments[i] for i in keep], SCORED_SCHEMA.field("segments").type),
+            pa.array([_prediction(events[i].prediction) for i in keep], pa.string()),
+            pa.array([events[i].score for i in keep], pa.float64()),
+        ],
+        schema=SCORED_SCHEMA,
+    )
+    rows = SCORED_ROWS
+    while rows > 1 and batch.nbytes > SCORED_BYTES * -(-batch.num_rows // rows):
+        rows //= 2
+    for at in range(0, batch.num_rows, rows):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, SCORED_SCHEMA) as writer:
-            writer.write_batch(batch)
+            writer.write_batch(batch.slice(at, rows))
         yield name, sink.getvalue().to_pybytes()
 
 
 def _prediction(value: object) -> str | None:
-    if value is None:
+    """Text to compare labels with; what is no class and no number (a list of probabilities) has none."""
+    try:
+        return value_text(value)
+    except ValueError:
         return None
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def _by_model(rows: Sequence[_Row]) -> dict[str, Codes]:
@@ -395,3 +434,4 @@ def _link(
 
 
 _NONE: Final = -(2**62)
+_NEVER: Final = 2**63 - 1

@@ -61,9 +61,11 @@ def read(kafka: KafkaSettings, topics: Topics) -> Mapping[str, Model]:
 class Registry(Lookup):
     """A live ``Lookup``. Mutable: the thread adds, readers wait. ``stop`` ends it."""
 
-    def __init__(self, kafka: KafkaSettings, topics: Topics) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, topics: Topics, *, patience_s: float = _PATIENCE_S
+    ) -> None:
         self._topic, self._group = topics.models, f"{topics.prefix}registry"
-        self._kafka = kafka
+        self._kafka, self._patience_s = kafka, patience_s
         self._changed = Condition()
         self._newest: dict[str, Model] = {}
         self._by_bins: dict[str, dict[str, Model]] = {}
@@ -106,7 +108,7 @@ class Registry(Lookup):
         with self._changed:
             # Another process may have seen a new reference first and sent profiles made with it.
             known = self._changed.wait_for(
-                lambda: bins_id in self._by_bins.get(model, {}), _PATIENCE_S
+                lambda: bins_id in self._by_bins.get(model, {}), self._patience_s
             )
             if not known:
                 raise TransientError(f"{model}: no reference with bins {bins_id}")
@@ -161,6 +163,7 @@ class Registry(Lookup):
                 self._newest[name] = model
                 if model.reference is not None:
                     history = self._by_bins.setdefault(name, {})
+                    history.pop(model.reference.layout.bins_id, None)  # the newest stands last
                     history[model.reference.layout.bins_id] = model
                     while len(history) > _KEPT_REFERENCES:
                         del history[next(iter(history))]

@@ -267,7 +267,9 @@ class StageRunner:
 
 def end_process(reason: str, observer: Observer) -> NoReturn:
     """End at once: without a commit, and without a clean-up that might make one."""
-    logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
-    observer.exiting(reason)
-    logging.shutdown()
-    os._exit(EXIT_RESTART)
+    try:
+        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
+        observer.exiting(reason)
+        logging.shutdown()
+    finally:  # whatever the last words did
+        os._exit(EXIT_RESTART)

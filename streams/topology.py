@@ -78,6 +78,23 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer
 
     @override
+    async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
+        """Ends of partitions; a table's recovery reads up to there.
+
+        As seen by a fetch, too. The embedded broker's answer to ListOffsets is the first offset of the last record
+        batch, plus one: recovery would leave out the rest of the batch, which is most of what was written last.
+        """
+        ends: dict[TP, int] = {**await super()._highwaters(partitions)}
+        consumer = self._ensure_consumer()
+        async with asyncio.timeout(_ANSWER_S):
+            for tp in partitions:
+                # Each newly assigned partition is fetched from at once; there is no event to wait for.
+                while (seen := consumer.last_stable_offset(tp)) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                ends[tp] = max(ends[tp], seen)
+        return ends
+
+    @override
     async def _fetch_records(self, *args: Untyped, **kwargs: Untyped) -> Untyped:
         app: Untyped = self.app
         fetched = await super()._fetch_records(*args, **kwargs)

@@ -96,6 +96,8 @@ def test_windows_come_newest_first_in_bounded_pages_without_a_gap(client: httpx.
         assert len(page["items"]) == 7
         to_ms = page["items"][-1]["start_ms"] + 1
     assert starts == [START + day * DAY for day in reversed(range(DAYS))]
+    assert client.get(path, params={"limit": DAYS}).json()["truncated"] is False
+    assert client.get(path, params={"limit": DAYS - 1}).json()["truncated"] is True
 
 
 def test_no_limit_goes_beyond_the_page_size_of_the_settings(serve: Serve, filled: Store) -> None:

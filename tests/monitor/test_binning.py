@@ -77,6 +77,7 @@ def flagged(bins: NumericBins, raw: Raw) -> list[str]:
         ({"v": 12.0}, "wrong_type", ""),
         (b"12", "wrong_type", ""),
     ],
+    ids=lambda v: str(v)[:12],
 )
 def test_every_value_has_one_bin_or_stands_beside_them(
     value: object, code: int | str, flag: str
@@ -110,6 +111,7 @@ def test_every_value_has_one_bin_or_stands_beside_them(
         ({"UA": 1}, "wrong_type"),
         (b"UA", "wrong_type"),
     ],
+    ids=lambda v: str(v)[:12],
 )
 def test_every_category_has_one_bin_or_stands_beside_them(value: object, code: int | str) -> None:
     assert named(AIRLINES, [value]) == [code]

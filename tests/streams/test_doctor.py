@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,16 +53,21 @@ def test_topics_of_the_wrong_width_fail(tmp_path: Path, embedded_broker: str) ->
     assert "PARTITIONS" in found["topics"].advice
 
 
-@pytest.mark.parametrize(("ahead_s", "status"), [(0.0, "ok"), (60.0, "warn"), (-900.0, "fail")])
-def test_clocks_that_differ_are_told(ahead_s: float, status: str, tmp_path: Path) -> None:
-    port = free_port()
-    with Supervisor(tmp_path) as supervisor:
-        supervisor.start(clickhouse.child(port, tmp_path / "clickhouse"))
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
+    directory, port = tmp_path_factory.mktemp("doctor"), free_port()
+    with Supervisor(directory) as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "clickhouse"))
         supervisor.wait_ready(30)
-        settings = _settings(tmp_path).model_copy(
-            update={"clickhouse": ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")}
-        )
-        found = _by_check(_examined(settings, ahead_s))
+        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+
+
+@pytest.mark.parametrize(("ahead_s", "status"), [(0.0, "ok"), (60.0, "warn"), (-900.0, "fail")])
+def test_clocks_that_differ_are_told(
+    ahead_s: float, status: str, database: ClickHouseSettings, tmp_path: Path
+) -> None:
+    settings = _settings(tmp_path).model_copy(update={"clickhouse": database})
+    found = _by_check(_examined(settings, ahead_s))
     assert found["clock"].status == status
     assert bool(found["clock"].advice) == (status != "ok")
     assert found["clickhouse"].status == "ok"

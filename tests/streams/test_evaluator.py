@@ -5,17 +5,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from monitor import store
-from monitor.settings import ClickHouseSettings
+from monitor import store, wire
+from monitor.settings import ClickHouseSettings, KafkaSettings, Settings
 from monitor.spec import ModelSpec, parse_spec
 from monitor.store import Store
 from monitor.tables import TableName, to_table
 from monitor.truth import Topic, Truth
 from monitor.wire import Performance
+from streams import topics as topics_
+from streams import wiring
 from streams.embedded import clickhouse
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
-from streams.evaluator import Evaluator, Progress
+from streams.evaluator import Broker, Evaluator, Progress
+from streams.sink import sink_group
+from streams.topics import partition_of
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -379,3 +385,33 @@ def test_labels_are_complete_up_to_the_slowest_of_the_partitions_that_had_some(
     world.store_labels([Label("y", START + 5 * DAY, "1")], partition=0)  # and none in the other
     settle(world, evaluator)
     assert world.finals(DAY)
+
+
+def test_the_broker_says_where_topics_end_and_what_the_sink_has_stored(broker_address: str) -> None:
+    settings = Settings(
+        kafka=KafkaSettings(
+            bootstrap=broker_address, topic_prefix=f"e{free_port()}.", session_timeout_s=6
+        )
+    )
+    topics, base = wiring.topics(settings), {"bootstrap.servers": broker_address}
+    topics_.create(AdminClient(base), topics, wiring.widths(settings))
+    producer = Producer(base)
+    for _ in range(3):
+        producer.produce(topics.labels, b"x", partition=1)
+        producer.flush(10)  # a batch each: the embedded broker counts whole batches
+    sink_ = Consumer({**base, "group.id": sink_group(topics)})
+    sink_.commit(offsets=[TopicPartition(topics.labels, 1, 2)], asynchronous=False)
+    sink_.close()
+    broker = Broker(settings)
+    progress = broker.progress()
+    assert len(progress.ends) == len(progress.stored) == 8
+    assert (progress.ends["labels", 1], progress.stored["labels", 1]) == (3, 2)
+    assert progress.stored["scored", 0] == progress.ends["scored", 0] == 0
+    message = Performance(MODEL, "7", "", DAY, START, 1, 2, 1, 0, True, {"accuracy": 1.0})
+    broker.emit([message])
+    broker.close()
+    reader = Consumer({**base, "group.id": "reader"})
+    reader.assign([TopicPartition(topics.performance, partition_of(MODEL, 4), 0)])
+    found = reader.consume(1, timeout=10)
+    reader.close()
+    assert [wire.decode(m.value() or b"") for m in found] == [message]

@@ -314,7 +314,7 @@ def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage
         ]
         producer = Producer({"bootstrap.servers": broker_address})
         for topic, value in internal:
-            producer.produce(topic, wire.encode(value), partition=0)
+            producer.produce(topic, wire.encode(value), key=b"k", partition=0)
         producer.produce(topics.scored, ipc(scored(500)), partition=1)
         for i in range(100):
             producer.produce(topics.labels, json.dumps(label(id=f"p{i}")), key=f"p{i}")

@@ -65,19 +65,19 @@ class Bench:
 
     def totals(self) -> dict[tuple[int, str], int]:
         """The last total of each key on the output topic."""
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": f"{self.prefix}look"})
-        parts = [TopicPartition(f"{self.prefix}out", partition, 0) for partition in PARTITIONS]
-        consumer.assign(parts)
-        ends = {part.partition: consumer.get_watermark_offsets(part)[1] for part in parts}
-        read, found = dict.fromkeys(PARTITIONS, 0), dict[tuple[int, str], int]()
-        while any(read[partition] < end for partition, end in ends.items()):
+        config = {"bootstrap.servers": self.bootstrap, "group.id": f"{self.prefix}look"}
+        # The embedded broker knows the end of a partition only when it is read.
+        consumer = Consumer({**config, "enable.partition.eof": True})
+        consumer.assign([TopicPartition(f"{self.prefix}out", number, 0) for number in PARTITIONS])
+        unread, found = set(PARTITIONS), dict[tuple[int, str], int]()
+        while unread:
             for message in consumer.consume(10_000, timeout=1):
                 partition, key, value = message.partition(), message.key(), message.value()
                 assert partition is not None
-                assert key is not None
-                assert value is not None
-                found[partition, key.decode()] = json.loads(value)[1]
-                read[partition] = (message.offset() or 0) + 1
+                if message.error() is not None:
+                    unread.discard(partition)
+                elif key is not None and value is not None:
+                    found[partition, key.decode()] = json.loads(value)[1]
         consumer.close()
         return found
 
@@ -210,7 +210,19 @@ def survive_kills(bench: Bench, start: Start, ends: dict[int, int], kills: int) 
     pytest.fail("it never came to the end")
 
 
-def test_totals_are_exact_after_a_kill(embedded_broker: str, start: Start) -> None:
+def test_a_table_is_recovered_to_its_last_record(broker_address: str, start: Start) -> None:
+    """Killed when all is committed, so that nothing is read again which would put a lost record right."""
+    bench = bench_on(broker_address)
+    producer = plain_producer(bench)
+    for _ in range(2):
+        bench.number(producer, 300)
+        process = start(bench, instance="adder-0")
+        process.wait_committed(bench.sent)
+        process.kill()
+    assert bench.totals() == bench.wanted
+
+
+def test_totals_are_exact_after_kills_at_random_moments(embedded_broker: str, start: Start) -> None:
     bench = bench_on(embedded_broker)
     bench.number(plain_producer(bench), 20_000)
     survive_kills(bench, start, bench.sent, kills=1)
