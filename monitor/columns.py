@@ -143,7 +143,7 @@ def decode_sample(model: str, body: bytes) -> list[Event]:
     """
     try:
         rows = _SAMPLE_DECODER.decode(body)
-    except msgspec.MsgspecError as err:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         raise IncompatibleError("damaged sample") from err
     return [
         Event(model, ts, None, version, features, prediction, score, latency_ms, error, tags, ts)

@@ -24,7 +24,7 @@ from prometheus_client import (
 
 from monitor.errors import REJECT_REASONS, ConfigError
 from monitor.settings import MetricsSettings
-from monitor.wire import Cause, Delivery, Transition, VerdictKind, VerdictStatus
+from monitor.wire import Cause, Delivery, VerdictKind, VerdictStatus
 
 Process = Literal["profiler", "detector", "sink", "evaluator", "dispatcher", "api"]
 Table = Literal[
@@ -41,16 +41,6 @@ Table = Literal[
 PROCESSES: Final[tuple[Process, ...]] = get_args(Process)
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 OUTCOMES: Final[tuple[str, ...]] = get_args(get_type_hints(Delivery)["outcome"])
-# The caps of DESIGN.md's "Bounded": each has an overflow bucket, and this counter says when it is used.
-OVERFLOWS: Final = (
-    "models",
-    "versions",
-    "segments",
-    "features",
-    "categories",
-    "panes",
-    "incidents",
-)
 
 # Batches run from a few ms (idle) to tens of seconds (a store that is slow): powers of about 3.
 _SECONDS: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -90,9 +80,6 @@ TRANSIENT_ERRORS: Final = _counter(
     "process",
     PROCESSES,
 )
-OVERFLOW: Final = _counter(
-    "overflow_total", "Values that a cap sent to its overflow bucket.", "what", OVERFLOWS
-)
 
 EVENTS: Final = _counter("events_consumed_total", "Prediction events read, good and bad.")
 EVENTS_REJECTED: Final = _counter(
@@ -116,14 +103,9 @@ WATERMARK: Final = _gauge(
     "Event time up to which a source partition is complete.",
     "partition",
 )
-PANES_CLOSED: Final = _counter("panes_closed_total", "Panes closed.")
-PANES_OPEN: Final = _gauge("panes_open", "Panes that still take events.")
-WINDOWS_CLOSED: Final = _counter("windows_closed_total", "Windows closed.")
+WINDOWS_CLOSED: Final = _counter("windows_closed_total", "Closed windows that were stored.")
 WINDOWS_CORRECTED: Final = _counter(
     "windows_corrected_total", "Late contributions to closed windows."
-)
-CHAIN_BREAKS: Final = _counter(
-    "chain_breaks_total", "Missing profiler batches that the chain fence caught."
 )
 CHAIN_HOLES: Final = _counter("chain_holes_total", "Gaps that were booked as a loss and passed.")
 VERDICTS: Final = Counter("driftline_verdicts_total", "Verdicts.", ["kind", "status"])
@@ -134,9 +116,6 @@ for _kind in get_args(VerdictKind):
 INCIDENTS_OPEN: Final = _gauge("incidents_open", "Firing incidents, by cause.", "cause")
 for _cause in get_args(Cause):
     INCIDENTS_OPEN.labels(_cause)
-INCIDENT_TRANSITIONS: Final = _counter(
-    "incident_transitions_total", "Steps of incidents.", "transition", get_args(Transition)
-)
 
 SINK_ROWS: Final = _counter("sink_rows_total", "Rows inserted.", "table", TABLES)
 SINK_INSERTS: Final = _counter("sink_inserts_total", "Inserts.", "table", TABLES)
@@ -161,9 +140,11 @@ API_REQUESTS: Final = _counter(
 )
 
 
-def progressed(process: Process, now_s: float) -> None:
-    """Note that ``process`` finished a unit of work at ``now_s`` (Unix time): what a stall alert watches."""
-    LAST_PROGRESS.labels(process).set(now_s)
+def finished(process: Process, seconds: float, *, batches: int = 1) -> None:
+    """Note that ``process`` finished work that took ``seconds``: what a stall alert watches."""
+    BATCHES.labels(process).inc(batches)
+    BATCH_SECONDS.labels(process).observe(seconds)
+    LAST_PROGRESS.labels(process).set_to_current_time()
 
 
 def serve(settings: MetricsSettings, registry: CollectorRegistry = REGISTRY) -> int:

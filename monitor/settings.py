@@ -188,9 +188,6 @@ class LimitSettings(_Group):
         default=1 << 20, ge=1024, le=64 << 20, description="Largest message."
     )
     features: int = Field(default=2_000, ge=1, le=10_000, description="Features of one event.")
-    category_bytes: int = Field(
-        default=256, ge=8, le=4096, description="Longest category, in UTF-8 bytes."
-    )
     json_depth: int = Field(default=8, ge=3, le=64, description="Deepest nesting of a JSON event.")
     max_future_s: float = Field(
         default=300.0, ge=0, description="How far an event's ts may be ahead of the clock."

@@ -297,7 +297,7 @@ def decode(value: bytes) -> Message:
     """
     try:
         return _DECODER.decode(unpack(value))
-    except msgspec.MsgspecError as err:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         raise IncompatibleError(f"not a message of this release: {err}") from err
 
 

@@ -114,16 +114,24 @@ def demo(
     settings = _load(config, "demo")
     from streams.demo import show
 
-    show.run(
-        settings,
-        months=months,
-        speed=speed,
-        headless=headless,
-        report=report,
-        keep=keep,
-        broker=broker,
-        clickhouse=clickhouse,
-    )
+    try:
+        result = show.run(
+            settings,
+            months=months,
+            speed=speed,
+            headless=headless,
+            report=report,
+            keep=keep,
+            broker=broker,
+            clickhouse=clickhouse,
+        )
+    except (
+        KeyboardInterrupt
+    ):  # the supervisor makes it of SIGTERM, too; everything has been stopped
+        say("stopped")
+        return
+    if result.problems:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

@@ -14,7 +14,9 @@ from monitor.spec import Calibration, ModelSpec
 
 _SAMPLE: Final = b"sample/"
 DEFAULT_EVENTS: Final = Calibration().events
-MAX_CALIBRATING: Final = 200  # models at once: of more, as when names are generated, none is sampled
+MAX_CALIBRATING: Final = (
+    200  # models at once: of more, as when names are generated, none is sampled
+)
 
 
 class _Stored(msgspec.Struct, array_like=True):

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from threading import Event
 
+from typing_extensions import override
+
+from monitor import metrics
 from monitor.settings import Settings
 from streams import wiring
 from streams.incidents import IncidentStage
 from streams.merge import MergeStage
 from streams.performance import PerformanceStage
 from streams.registry import Registry
-from streams.runner import Binding
+from streams.runner import Binding, Observer
 from streams.topology import WorkerSettings
 from streams.topology import run as run_worker
+
+
+class _Progress(Observer):
+    """Metrics of the worker: how much was applied, and when last."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    @override
+    def applied(self, stage: str, messages: int, outputs: int, writes: int) -> None:
+        now_s = time.monotonic()
+        metrics.finished("detector", now_s - self._last_s)
+        self._last_s = now_s
 
 
 def run(settings: Settings, stop: Event) -> None:
@@ -50,6 +67,6 @@ def run(settings: Settings, stop: Event) -> None:
         stall_s=settings.detector.stalled_after_s,
     )
     try:
-        run_worker(bindings, worker, stop)
+        run_worker(bindings, worker, stop, _Progress())
     finally:
         registry.stop()

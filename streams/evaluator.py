@@ -369,8 +369,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         while not stop.is_set():
             began = time.monotonic()
             busy = evaluator.step()
-            metrics.BATCHES.labels("evaluator").inc()
-            metrics.BATCH_SECONDS.labels("evaluator").observe(time.monotonic() - began)
+            metrics.finished("evaluator", time.monotonic() - began)
             if not busy:
                 stop.wait(settings.evaluator.interval_s)
     finally:

@@ -16,8 +16,8 @@ import msgspec
 import pyarrow as pa
 from confluent_kafka import Message
 
+from monitor import metrics, tables, wire
 from monitor import reference as references
-from monitor import tables, wire
 from monitor.errors import IncompatibleError, InvalidEventError
 from monitor.events import Limits, timestamp_ms
 from monitor.profile import Layout
@@ -103,7 +103,9 @@ class Intake:
 
     def _internal(self, parcel: Parcel) -> None:
         try:
-            parcel.rows.update(self._rows(wire.decode(parcel.message.value() or b"")))
+            decoded = wire.decode(parcel.message.value() or b"")
+            parcel.rows.update(self._rows(decoded))
+            _count(decoded)
         except IncompatibleError as err:
             parcel.reject("incompatible", str(err))
 
@@ -129,6 +131,21 @@ class Intake:
         if layout is None:
             raise IncompatibleError(f"nobody knows bins {window.bins_id} of {window.model}")
         return tables.window_rows(window, layout)
+
+
+def _count(decoded: wire.Message) -> None:
+    """Metrics of what the pure stages decided, noted where it passes by."""
+    match decoded:
+        case wire.Window():
+            closed = decoded.contribution == ""
+            (metrics.WINDOWS_CLOSED if closed else metrics.WINDOWS_CORRECTED).inc()
+        case wire.Verdicts():
+            for verdict in decoded.verdicts:
+                metrics.VERDICTS.labels(verdict.kind, verdict.status).inc()
+        case wire.LedgerEntry() if decoded.jump is not None:
+            metrics.CHAIN_HOLES.inc()
+        case _:
+            pass
 
 
 def _scored(parcel: Parcel) -> None:

@@ -206,7 +206,7 @@ class Profiler:
         if not self._commit(batch, outcome, profiles):
             return False
         self._sent_s = self._monotonic()
-        metrics.BATCH_SECONDS.labels("profiler").observe(self._sent_s - started)
+        metrics.finished("profiler", self._sent_s - started)
         return True
 
     def _profile(self, batch: Sequence[_Read], refusal: str | None = None) -> Outcome:
@@ -302,8 +302,6 @@ class Profiler:
             self._at_end.pop(committed.partition, None)
 
     def _count(self, outcome: Outcome) -> None:
-        metrics.progressed("profiler", self._clock())
-        metrics.BATCHES.labels("profiler").inc()
         metrics.EVENTS.inc(outcome.events)
         metrics.EVENTS_LATE.inc(outcome.late)
         for dead in outcome.dead:

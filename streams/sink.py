@@ -155,8 +155,7 @@ class Sink:
             began = time.monotonic()
             if self._write(stop):  # 2 and 3
                 self._commit()  # 4
-                metrics.BATCHES.labels("sink").inc()
-                metrics.BATCH_SECONDS.labels("sink").observe(time.monotonic() - began)
+                metrics.finished("sink", time.monotonic() - began)
 
     def _read(self, stop: threading.Event) -> None:
         """Fill the batch."""

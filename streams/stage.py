@@ -1,7 +1,7 @@
 """A stage is a pure state machine between Kafka topics; a runner gives it messages and makes its effects durable.
 
-The runner (``streams.topology``, on Faust) owns delivery; the stage owns meaning. For each message the stage
-yields steps, and the runner carries each out before it asks for the next::
+The runner (``streams.runner``, on Faust) owns delivery; the stage owns meaning. For each message the stage
+yields steps, and the runner carries them out in their order, those of several messages together where it can::
 
     message ──► stage.advance() ──► Step(outputs, writes) ──► 1. outputs sent and acknowledged
                                     Step(outputs, writes)     2. writes put into the changelogged table
@@ -30,7 +30,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Outputs that must be acknowledged before the writes are. A write of ``None`` deletes the key."""
+    """Outputs that must be acknowledged before the writes are. A write of ``None`` deletes the key.
+
+    A value is never empty: recovery could not tell it from a deletion. A message's last write is no deletion: compaction
+    would remove the changelog's last record, and recovery would wait for it for ever.
+    """
 
     outputs: tuple[Output, ...] = ()
     writes: tuple[tuple[bytes, bytes | None], ...] = ()

@@ -182,6 +182,40 @@ def test_two_pipeline_faults_a_week_apart_are_two_incidents_and_fields_that_brea
     assert len(book.cases("quality")) == 2
 
 
+def test_fields_that_break_within_a_day_of_each_other_share_a_cause() -> None:
+    later = judged(fault(feature="precip"), start_ms=START + DAY, size_ms=HOUR, closes=True)
+    book, changes = run([judged(fault(), closes=True), later])
+    assert told(changes) == [("fired", "7", "pipeline_fault")]
+    assert changes[-1].incident.title.startswith("precip (and 1 more)")
+    assert len(book.cases("quality")) == 1
+
+
+def test_what_a_fault_explained_is_not_the_start_of_what_comes_after_it() -> None:
+    days = [judged(fault(), closes=True)]
+    days += [judged(fault("ok"), day=i, closes=True) for i in (1, 2)]
+    late = [judged(labels(), day=i, source="performance", closes=True) for i in (0, 1)]
+    _, changes = run([*days, *late])
+    assert last(changes).cause == "concept_drift"
+    assert last(changes).onset_ms == START + DAY
+
+
+def test_a_fault_explains_nothing_that_ended_before_it() -> None:
+    days = [judged(fault("ok" if i < 5 else "breach"), day=i, closes=True) for i in range(6)]
+    _, changes = run([*days, judged(labels(), day=1, source="performance", closes=True)])
+    assert ("fired", "7", "concept_drift") in told(changes)
+
+
+def test_panes_of_a_new_version_stand_alone_once_the_old_one_is_gone() -> None:
+    panes = [
+        judged(
+            fault(), version="8", source="pane", size_ms=HOUR, start_ms=START + 9 * DAY + i * HOUR
+        )
+        for i in range(3)
+    ]
+    _, changes = run([judged(verdict(status="ok"), closes=True), *panes])
+    assert told(changes) == [("fired", "8", "pipeline_fault")]
+
+
 def two_versions(
     *verdicts: tuple[Verdict, Verdict], since: int = 1, source: str = "window"
 ) -> list[Verdicts]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import socket
+import time
 from typing import get_args
 
 import httpx
@@ -61,9 +63,13 @@ def test_metrics_are_served_on_the_port_and_off_at_zero() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = metrics.serve(MetricsSettings(port=port))
-    metrics.progressed("sink", 12.5)
+    began = time.time()
+    metrics.finished("sink", 0.5)
     body = httpx.get(f"http://127.0.0.1:{server}/metrics", trust_env=False).text
-    assert 'driftline_last_progress_timestamp_seconds{process="sink"} 12.5' in body
+    progress = re.search(r'driftline_last_progress_timestamp_seconds{process="sink"} (\S+)', body)
+    assert progress is not None
+    assert began <= float(progress[1]) <= time.time()
+    assert 'driftline_batches_total{process="sink"}' in body
     assert "driftline_build_info{" in body
     assert "driftline_unaccounted_events 0.0" in body
 

@@ -220,10 +220,11 @@ def test_the_ledger_counts_each_event_once_though_windows_have_several_sizes(
 ) -> None:
     _, reference = filled
     whole = reference.profiles[""]
-    for size in (DAY, 7 * DAY):
-        _store_window(empty, reference, whole, size=size)
+    for start in (START, START + DAY):
+        _store_window(empty, reference, whole, start=start)
+    _store_window(empty, reference, whole, size=7 * DAY)  # the other one is late, or still open
     _store_window(empty, reference, whole, segment="carrier=UA")
-    assert empty.ledger().total.closed == whole.n
+    assert empty.ledger().total.closed == 2 * whole.n
 
 
 def _store_window(
@@ -233,10 +234,11 @@ def _store_window(
     *,
     contribution: str = "",
     size: int = DAY,
+    start: int = START,
     segment: str = "",
 ) -> None:
     window = Window(
-        MODEL, "7", segment, size, START, contribution, 1, reference.layout.bins_id, profile.n,
+        MODEL, "7", segment, size, start, contribution, 1, reference.layout.bins_id, profile.n,
         profile.to_bytes(),
     )  # fmt: skip
     token = str(np.random.default_rng().integers(2**60))  # none of these is a repeat to the token

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,7 +322,8 @@ def test_the_newest_label_wins_in_whatever_order_they_arrive(world: World) -> No
     world.store_labels([Label("a", START + 2 * HOUR, "1")])
     evaluator = world.evaluator()
     settle(world, evaluator)
-    world.store_labels([Label("a", START + HOUR, "0")], partition=1)  # older, and read later
+    older = [Label("x", START, "0"), Label("a", START + HOUR, "0")]
+    world.store_labels(older, partition=1)  # read later, and at a higher position
     settle(world, evaluator)
     assert [(m.errors, m.revision) for m in world.emitted if m.size_ms == DAY][-1] == (0, 2)
 
@@ -393,7 +395,8 @@ def test_the_broker_says_where_topics_end_and_what_the_sink_has_stored(broker_ad
             bootstrap=broker_address, topic_prefix=f"e{free_port()}.", session_timeout_s=6
         )
     )
-    topics, base = wiring.topics(settings), {"bootstrap.servers": broker_address}
+    topics = wiring.topics(settings)
+    base: dict[str, Any] = {"bootstrap.servers": broker_address}
     topics_.create(AdminClient(base), topics, wiring.widths(settings))
     producer = Producer(base)
     for _ in range(3):

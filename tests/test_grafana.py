@@ -1,0 +1,341 @@
+"""Every query of every dashboard runs on ClickHouse's engine after our migrations; no Grafana is needed.
+
+The macros are expanded here as the data source does (docs/sources/query-editor.md of grafana/clickhouse-datasource).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+import monitor.metrics  # noqa: F401 - declares what the registry holds
+from monitor import store
+from monitor.settings import ClickHouseSettings
+from monitor.store import Store
+from monitor.tables import SCHEMAS, Row, to_table
+from streams.embedded import clickhouse
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from tests.monitor.stored import DAY, MODEL, START, fill
+
+GRAFANA: Final = Path(__file__).parent.parent / "grafana"
+DASHBOARDS: Final = sorted((GRAFANA / "dashboards").glob("*.json"))
+DAYS: Final = 30
+CHOSEN: Final = {
+    "model": MODEL,
+    "version": "7",
+    "segment": "(whole model)",
+    "size": str(DAY),
+    "feature": "wind_speed",
+    "statistic": "psi",
+    "metric": "accuracy",
+}
+TIME, TEXT, NUMBER = "DateTime", "String", "number"
+
+
+@cache
+def dashboard(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def panels(path: Path) -> list[dict[str, Any]]:
+    return [panel for panel in dashboard(path)["panels"] if panel["type"] != "row"]
+
+
+def variables(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = dashboard(path)["templating"]["list"]
+    return found
+
+
+def expand(query: str, *, all_versions: bool = False, until: int = DAYS) -> str:
+    """The query as ClickHouse gets it: first the macros, then the variables."""
+    from_ms = f"fromUnixTimestamp64Milli({START})"
+    to_ms = f"fromUnixTimestamp64Milli({START + until * DAY})"
+    condition = r"1=1" if all_versions else r"\1"
+    query = re.sub(r"\$__conditionalAll\((.+?\)), \$version\)", condition, query)
+    query = re.sub(r"\$__timeFilter_ms\((\w+)\)", rf"\1 >= {from_ms} AND \1 <= {to_ms}", query)
+    query = query.replace("$__fromTime_ms", from_ms).replace("$__toTime_ms", to_ms)
+    for name, value in CHOSEN.items():
+        query = query.replace(f"${{{name}:singlequote}}", f"'{value}'").replace(
+            f"${{{name}}}", value
+        )
+    assert "$" not in query, query
+    return query
+
+
+def sql_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Every SQL text of a dashboard with a name for it."""
+    for panel in panels(path):
+        for target in panel["targets"]:
+            if "rawSql" in target:
+                yield f"{panel['title']} {target['refId']}", target["rawSql"]
+    for variable in variables(path):
+        if variable["type"] == "query":
+            yield f"variable {variable['name']}", variable["query"]["rawSql"]
+    for annotation in dashboard(path)["annotations"]["list"]:
+        yield f"annotation {annotation['name']}", annotation["target"]["rawSql"]
+
+
+QUERIES: Final = [
+    pytest.param(text, id=f"{path.stem}: {name}")
+    for path in DASHBOARDS
+    for name, text in sql_of(path)
+]
+SERIES: Final = [
+    pytest.param(target, id=f"{path.stem}: {panel['title']} {target['refId']}")
+    for path in DASHBOARDS
+    for panel in panels(path)
+    for target in panel["targets"]
+    if target.get("format") == 0
+]
+PROMQL: Final = [
+    pytest.param(target["expr"], id=f"{path.stem}: {panel['title']} {target['refId']}")
+    for path in DASHBOARDS
+    for panel in panels(path)
+    for target in panel["targets"]
+    if "expr" in target
+]
+each_dashboard: Final = pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    directory, port = tmp_path_factory.mktemp("grafana"), free_port()
+    with Supervisor(directory / "logs") as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "data"))
+        supervisor.wait_ready(30)
+        settings = ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+        store.migrate(settings)
+        link = store.connect(settings)
+        fill(link, days=DAYS)
+        link.append("windows", to_table("windows", [_half_missing()]), token="missing")
+        yield link
+        link.close()
+
+
+def _half_missing() -> Row:
+    values = {
+        "model": MODEL,
+        "version": "7",
+        "segment": "",
+        "size_ms": DAY,
+        "start": START,
+        "feature": "humid",
+        "contribution": "",
+        "n": 100,
+        "missing": 100,
+        "counts": [],
+        "unseen": [],
+        "mean": None,
+        "variance": None,
+        "bins_id": "",
+    }
+    return tuple(values.get(name, 0) for name in SCHEMAS["windows"].names)
+
+
+def rows(link: Store, query: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in link.link.rows(query)]
+
+
+@pytest.mark.parametrize("all_versions", [False, True], ids=["one version", "all versions"])
+@pytest.mark.parametrize("query", QUERIES)
+def test_every_query_runs_and_finds_something(
+    filled: Store, query: str, all_versions: bool
+) -> None:
+    assert rows(filled, expand(query, all_versions=all_versions))
+
+
+@pytest.mark.parametrize("target", SERIES)
+def test_a_series_is_a_time_labels_and_numbers_one_row_for_each_time_and_label(
+    filled: Store, target: dict[str, Any]
+) -> None:
+    query = expand(target["rawSql"])
+    types = {row["name"]: row["type"] for row in rows(filled, f"DESCRIBE TABLE ({query})")}
+    assert next(iter(types)) == "time"
+    assert types["time"].startswith(TIME)
+    labels = [name for name, type_ in types.items() if TEXT in type_]
+    values = [name for name in types if name != "time" and name not in labels]
+    assert values
+    assert all(re.search(r"Int|Float", types[name]) for name in values)
+    keys = [(row["time"], *(row[name] for name in labels)) for row in rows(filled, query)]
+    assert len(set(keys)) == len(keys)
+    assert keys == sorted(keys)
+
+
+def test_the_first_panel_shows_the_fault_that_was_staged(filled: Store) -> None:
+    (panel,) = [p for p in panels(DASHBOARDS[0]) if p["title"] == "How close to the limit"]
+    over = {
+        row["feature"]
+        for row in rows(filled, expand(panel["targets"][0]["rawSql"]))
+        if row["ratio"] > 1
+    }
+    assert "wind_speed" in over
+
+
+def test_an_empty_range_is_an_empty_answer_and_no_error(filled: Store) -> None:
+    for parameters in SERIES:
+        (target,) = parameters.values
+        assert isinstance(target, dict)
+        assert rows(filled, expand(target["rawSql"], until=-1)) == []
+
+
+def test_there_is_a_dashboard() -> None:
+    assert [path.name for path in DASHBOARDS] == ["model.json"]
+
+
+def test_uids_and_titles_are_unique() -> None:
+    for key in ("uid", "title"):
+        names = [dashboard(path)[key] for path in DASHBOARDS]
+        assert len(set(names)) == len(names)
+        assert all(names)
+
+
+@each_dashboard
+def test_the_dashboard_is_provisioned_not_exported(path: Path) -> None:
+    found = dashboard(path)
+    assert found["editable"] is False
+    assert not {"id", "__inputs", "__requires", "iteration"} & set(found)
+    assert found["time"]["from"].startswith("now-")
+
+
+@each_dashboard
+def test_every_panel_has_an_id_a_title_a_description_a_unit_and_a_query(path: Path) -> None:
+    ids = [panel["id"] for panel in dashboard(path)["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in panels(path):
+        assert panel["title"], panel["id"]
+        assert len(panel["description"]) > 20, panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["targets"], panel["title"]
+        refs = [target["refId"] for target in panel["targets"]]
+        assert len(set(refs)) == len(refs)
+
+
+@each_dashboard
+def test_panels_lie_on_the_grid_and_do_not_overlap(path: Path) -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard(path)["panels"]:
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+@each_dashboard
+def test_data_sources_are_variables_that_can_be_chosen(path: Path) -> None:
+    sources = {v["name"]: v["query"] for v in variables(path) if v["type"] == "datasource"}
+    assert sources == {
+        "datasource": "grafana-clickhouse-datasource",
+        "prometheus_datasource": "prometheus",
+    }
+    named = {f"${{{name}}}": type_ for name, type_ in sources.items()}
+    used = [
+        *(panel["datasource"] for panel in panels(path)),
+        *(target["datasource"] for panel in panels(path) for target in panel["targets"]),
+        *(v["datasource"] for v in variables(path) if v["type"] == "query"),
+        *(annotation["datasource"] for annotation in dashboard(path)["annotations"]["list"]),
+    ]
+    for source in used:
+        assert named[source["uid"]] == source["type"]
+
+
+@each_dashboard
+def test_variables_are_used_declared_quoted_and_read_anew_when_the_time_changes(path: Path) -> None:
+    declared = [variable["name"] for variable in variables(path)]
+    assert len(set(declared)) == len(declared)
+    assert set(CHOSEN) == {v["name"] for v in variables(path) if v["type"] == "query"}
+    text = "".join(sql for _, sql in sql_of(path))
+    used = set(re.findall(r"\$\{(\w+)", text))
+    assert used == set(CHOSEN)
+    unquoted = set(re.findall(r"\$\{(\w+)\}", text))
+    assert unquoted == {"size"}, "a text goes into SQL as ${name:singlequote}"
+    for variable in variables(path):
+        if variable["type"] == "query":
+            assert variable["refresh"] == 2, variable["name"]
+
+
+@each_dashboard
+def test_tables_are_asked_with_final_where_numbers_are_added_up(path: Path) -> None:
+    for name, query in sql_of(path):
+        if name.startswith("variable") or name == "annotation Releases":
+            continue  # which values there are does not depend on revisions
+        for table in re.findall(r"FROM (?!\()(\w+(?: FINAL)?)", query):
+            nested = f"max(end) FROM {table}" in query
+            assert table.endswith("FINAL") or nested, f"{name}: {table}"
+
+
+def promql_metrics(text: str) -> set[str]:
+    return set(re.findall(r"\bdriftline_\w+", text))
+
+
+def exported() -> set[str]:
+    return {sample.name for family in REGISTRY.collect() for sample in family.samples} | {
+        family.name for family in REGISTRY.collect()
+    }
+
+
+@pytest.mark.parametrize("query", PROMQL)
+def test_every_metric_of_a_panel_is_exported(query: str) -> None:
+    assert promql_metrics(query)
+    assert promql_metrics(query) <= exported()
+
+
+def test_every_metric_of_an_alert_is_exported_and_every_alert_says_what_is_wrong() -> None:
+    document = yaml.safe_load((GRAFANA / "prometheus" / "rules.yml").read_text())
+    rules = [rule for group in document["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules) > 3
+    for rule in rules:
+        assert promql_metrics(rule["expr"]) <= exported(), rule["alert"]
+        assert rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_rates_are_taken_of_counters_only() -> None:
+    texts = [str(p.values[0]) for p in PROMQL] + [
+        (GRAFANA / "prometheus" / "rules.yml").read_text()
+    ]
+    counted = set(re.findall(r"(?:rate|increase)\((driftline_\w+)", "".join(texts)))
+    assert counted
+    assert all(name.endswith("_total") for name in counted)
+
+
+def test_the_data_sources_are_those_that_the_dashboards_want() -> None:
+    document = yaml.safe_load(
+        (GRAFANA / "provisioning" / "datasources" / "driftline.yml").read_text()
+    )
+    sources = {source["uid"]: source for source in document["datasources"]}
+    wanted = {
+        v["query"] for path in DASHBOARDS for v in variables(path) if v["type"] == "datasource"
+    }
+    assert {source["type"] for source in sources.values()} == wanted
+    assert all(source["editable"] is False for source in sources.values())
+    assert sources["clickhouse"]["jsonData"]["defaultDatabase"] == ClickHouseSettings().database
+
+
+def test_users_xml_names_settings_and_privileges_that_the_engine_knows(filled: Store) -> None:
+    users = (GRAFANA / "clickhouse" / "users.xml").read_text()
+    named = set(re.findall(r"<((?:max_|readonly)\w*)>", users)) - {"max"}
+    known = {row["name"] for row in rows(filled, "SELECT name FROM system.settings")}
+    assert named
+    assert named <= known
+    for grant in re.findall(r"<query>(GRANT .+?)</query>", users):
+        assert rows(filled, f"EXPLAIN AST {grant} TO somebody")
+
+
+def test_config_xml_names_settings_that_the_engine_knows(filled: Store) -> None:
+    config = (GRAFANA / "clickhouse" / "config.xml").read_text()
+    known = {row["name"] for row in rows(filled, "SELECT name FROM system.server_settings")}
+    assert set(re.findall(r"<((?:max|mark)_\w+)>", config)) <= known
