@@ -34,12 +34,10 @@ def test_labels_are_closed_lists_topics_or_partitions() -> None:
         "process",
         "topic",
         "partition",
-        "what",
         "reason",
         "kind",
         "status",
         "cause",
-        "transition",
         "table",
         "outcome",
     }

@@ -222,13 +222,6 @@ def test_a_table_is_recovered_to_its_last_record(broker_address: str, start: Sta
     assert bench.totals() == bench.wanted
 
 
-def test_totals_are_exact_after_kills_at_random_moments(embedded_broker: str, start: Start) -> None:
-    bench = bench_on(embedded_broker)
-    bench.number(plain_producer(bench), 20_000)
-    survive_kills(bench, start, bench.sent, kills=1)
-    assert bench.totals() == bench.wanted
-
-
 def test_totals_are_exact_after_three_kills_behind_a_transactional_producer(
     kafka: str, start: Start
 ) -> None:
