@@ -243,6 +243,12 @@ class DetectorSettings(_Group):
         default=Path(".driftline/detector"),
         description="Scratch directory of the worker; may be lost.",
     )
+    instance: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=128,
+        description="Lasting name of this worker, distinct among those of one host; the host's name if not set.",
+    )
     stalled_after_s: float = Field(
         default=60.0,
         ge=10,

@@ -64,6 +64,7 @@ def run(settings: Settings, stop: Event) -> None:
     worker = WorkerSettings(
         kafka=wiring.kafka(settings),
         group=f"{topics.prefix}detector",
+        instance=settings.detector.instance,
         stall_s=settings.detector.stalled_after_s,
     )
     try:

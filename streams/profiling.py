@@ -34,9 +34,11 @@ from streams.topics import partition_of
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-SAMPLE_EVENTS: Final = 1_000  # of a model without a reference, per batch
+SAMPLE_EVENTS: Final = (
+    5_000  # of a model without a reference, per batch: what a reference needs by default
+)
 SAMPLE_BYTES: Final = (
-    500_000  # uncompressed: a message of samples stays far below the broker's 1 MiB
+    2_000_000  # before compression, which takes out the names: the message keeps below 1 MiB
 )
 SCORED_ROWS: Final = 5_000  # about 400 KB of Arrow
 SCORED_BYTES: Final = 800_000

@@ -89,5 +89,3 @@ def test_the_demo_finds_the_same_on_apache_kafka(tmp_path: Path, kafka: str) -> 
         )
     assert done.returncode == 0, done.stderr
     check(json.loads(file.read_text()))
-
-

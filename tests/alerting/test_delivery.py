@@ -145,6 +145,33 @@ async def test_the_checked_address_is_the_one_that_is_called_and_the_name_is_ask
     assert f"host: hooks.example:{port}".encode() in heads[0].lower()
 
 
+async def test_tls_asks_for_the_name_and_not_for_the_pinned_address() -> None:
+    hello: list[bytes] = []
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello.append(await reader.read(4096))
+        writer.close()
+
+    async def lookup(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async with await asyncio.start_server(one, "127.0.0.1", 0) as running:
+        port = running.sockets[0].getsockname()[1]
+        sender = Sender(LOOPBACK, 2.0, lookup)
+        attempt = await sender.send(Request(f"https://hooks.example:{port}/x", {}, b""))
+        await sender.close()
+    assert attempt.outcome is Outcome.RETRY
+    assert b"hooks.example" in hello[0]
+
+
+async def test_a_redirect_is_not_followed_even_to_a_place_that_may_be_called() -> None:
+    async with server(reply("200 OK")) as (other, followed):
+        redirect = reply("307 Temporary Redirect", f"location: {other}")
+        async with server(redirect) as (url, _):
+            attempt = await post(url)
+    assert (attempt.outcome, followed) == (Outcome.REFUSED, [])
+
+
 async def test_one_private_address_among_public_ones_is_refused() -> None:
     async def mixed(host: str, port: int) -> Sequence[str]:
         return ["8.8.8.8", "10.0.0.1"]

@@ -6,7 +6,7 @@ import itertools
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from alerting.book import Book, Rules, decode_book, encode_book, share_rows
@@ -80,6 +80,14 @@ def test_one_broken_window_fires_and_a_hold_with_a_clean_one_resolves(
 )
 def test_panes_fire_in_pairs_and_resolve_after_a_day(score: str, expected: str) -> None:
     assert play(score, pane=True) == expected
+
+
+def test_two_gusts_with_quiet_hours_between_them_are_no_incident() -> None:
+    hours = [
+        judged(fault(), source="pane", size_ms=HOUR, start_ms=START + hour * HOUR, closes=True)
+        for hour in (0, 5, 9)  # clean panes are not reported
+    ]
+    assert told(run(hours)[1]) == []
 
 
 def test_a_week_that_broke_holds_the_incident_until_the_next_week_is_judged() -> None:
@@ -527,6 +535,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=min(150, settings().max_examples))  # 70 ms each
 
 
 @given(st.permutations(range(6)))

@@ -1,0 +1,502 @@
+"""The merge stage against plain counting, and against itself after a crash at every place where one can happen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor import reference as references
+from monitor import wire
+from monitor.columns import OTHER_SEGMENT
+from monitor.errors import IncompatibleError, TransientError
+from monitor.panes import SourceMark
+from streams.merge import MergeStage
+from streams.models import Model
+from streams.profiling import SourceMessage
+from streams.stage import ChainBreakError, Output, Step
+from streams.topics import Topics, partition_of
+from tests.monitor.builders import MINUTE, MODEL, SECOND, START, event, spec
+from tests.streams.builders import PARTITIONS, Known, Profiling, cuts, marks, message, model
+
+TOPICS = Topics()
+SECOND_MODEL = "fraud"
+KNOWN = Known(
+    model(MODEL),
+    model(SECOND_MODEL, segments=[], windows={"pane": "5s", "sizes": ["20s"], "lateness": "1s"}),
+)
+NEW = "new-model"
+Cell = tuple[str, str, str, int, int]  # model, version, segment, size, start
+Encoded = list[list[bytes]]  # per profiles partition, the messages in order
+
+
+@dataclass
+class World:
+    """A log, and the profiles messages that one way of cutting it into batches makes."""
+
+    log: list[SourceMessage]
+    profiles: Encoded = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
+
+    def cut(self, rng: np.random.Generator, parts: int, sources: int, *, idling: bool) -> World:
+        """Fill ``profiles``. With ``idling``, a source partition is now and then called idle, and wakes up again."""
+        run = Profiling(KNOWN.newest, marks(range(sources)))
+        for part in cuts(rng, len(self.log), parts):
+            idle = [p for p in range(sources) if idling and rng.random() < 0.3]
+            outcome = run.batch(self.log[part], idle=idle)
+            for target, profiles in enumerate(outcome.profiles):
+                self.profiles[target].append(wire.encode(profiles))
+        return self
+
+
+def world(
+    seed: int, *, n: int = 150, parts: int = 12, sources: int = 2, idling: bool = False
+) -> World:
+    """Events of two models and two versions, out of order by some seconds, over three minutes; some late, some bad.
+
+    The last event of every partition lies an hour ahead and closes all that is open.
+    """
+    rng = np.random.default_rng(seed)
+    log = []
+    offsets = dict.fromkeys(range(sources), 0)
+    for i in range(n):
+        delay = rng.exponential(2_000) if rng.random() < 0.95 else rng.uniform(20_000, 90_000)
+        ts = START + i * 180_000 // n - int(delay)
+        log.append(
+            one(
+                rng.integers(sources),
+                offsets,
+                ts if rng.random() < 0.98 else 5,
+                model=str(rng.choice([MODEL, SECOND_MODEL], p=[0.7, 0.3])),
+                version=str(rng.choice(["7", "8"], p=[0.8, 0.2])),
+                features={
+                    "wind": float(rng.integers(0, 30) * 1.15),
+                    "carrier": str(rng.choice(["UA", "B6", "ZZ"])),
+                },
+            )
+        )
+    log += [one(p, offsets, START + 60 * MINUTE, model=FLUSH) for p in range(sources)]
+    return World(log).cut(rng, parts, sources, idling=idling)
+
+
+FLUSH = "clock"  # a model of its own, so that closing everything adds nothing to the counts
+KNOWN.models[FLUSH] = model(FLUSH, segments=[])
+
+
+def one(partition: int, offsets: dict[int, int], ts: int, **fields: Any) -> SourceMessage:
+    at = offsets[int(partition)]
+    offsets[int(partition)] = at + 1
+    return message(int(partition), at, event(ts, **fields))
+
+
+@dataclass
+class Runner:
+    """Does what the runner does: outputs first, then the writes, in order. May die within them."""
+
+    known: Known = field(default_factory=lambda: KNOWN)
+    tables: list[dict[bytes, bytes]] = field(
+        default_factory=lambda: [{} for _ in range(PARTITIONS)]
+    )
+    outputs: list[Output] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """A new process: everything but the tables is gone."""
+        self.stage = MergeStage(TOPICS, PARTITIONS, self.known)
+        for partition, table in enumerate(self.tables):
+            self.stage.restore(partition, table.items())
+
+    def feed(self, partition: int, offset: int, value: bytes, die_after: int | None = None) -> int:
+        """One message; returns how many writes it had. ``die_after`` so many of them the process is started anew."""
+        writes = 0
+        for step in self.stage.advance(TOPICS.profiles, partition, offset, value):
+            self.outputs += step.outputs
+            for key, new in step.writes:
+                if writes == die_after:
+                    self.start()
+                    return writes
+                writes += 1
+                if new is None:
+                    self.tables[partition].pop(key, None)
+                else:
+                    self.tables[partition][key] = new
+        if die_after is not None:
+            self.start()
+        return writes
+
+    def run(self, profiles: Encoded) -> Runner:
+        for partition, values in enumerate(profiles):
+            for offset, value in enumerate(values):
+                self.feed(partition, offset, value)
+        return self
+
+    def messages(self) -> list[wire.Message]:
+        return [wire.decode(o.value) for o in self.outputs if o.topic != TOPICS.models]
+
+
+def windows(messages: Iterable[wire.Message]) -> dict[tuple[Cell, str], int]:
+    """Events of every window and late contribution: a repeat replaces."""
+    return {
+        ((w.model, w.version, w.segment, w.size_ms, w.start_ms), w.contribution): w.n
+        for w in messages
+        if isinstance(w, wire.Window)
+    }
+
+
+def counted(messages: Iterable[wire.Message]) -> Counter[Cell]:
+    """What the windows hold in the end: as closed, and what came late."""
+    found = Counter[Cell]()
+    for (cell, _), n in windows(messages).items():
+        found[cell] += n
+    return found
+
+
+def oracle(log: Sequence[SourceMessage]) -> Counter[Cell]:
+    """Plain counting of the log: no batches, no panes, no watermark."""
+    found = Counter[Cell]()
+    for m in log:
+        e = msgspec.json.decode(m.value or b"")
+        if e["ts"] == 5 or e["model"] == FLUSH:
+            continue
+        known = KNOWN.models[e["model"]]
+        carrier = e["features"]["carrier"]
+        carrier = carrier if carrier in ("UA", "B6", "EV") else OTHER_SEGMENT
+        for segment in ("", f"carrier={carrier}") if known.spec.segments else ("",):
+            for size in known.spec.windows.sizes:
+                found[e["model"], e["version"], segment, size, e["ts"] // size * size] += 1
+    return found
+
+
+def ledger(messages: Iterable[wire.Message]) -> dict[tuple[int, int, int, int], wire.LedgerEntry]:
+    return {
+        (x.profiles_partition, x.partition, x.start, x.offset): x
+        for x in messages
+        if isinstance(x, wire.LedgerEntry)
+    }
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 3), st.booleans())
+def test_every_window_holds_what_plain_counting_says(
+    seed: int, parts: int, sources: int, idling: bool
+) -> None:
+    made = world(seed, n=100, parts=parts, sources=sources, idling=idling)
+    messages = Runner().run(made.profiles).messages()
+    assert counted(messages) == oracle(made.log)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 3), st.booleans())
+def test_the_ledger_accounts_for_every_event(
+    seed: int, parts: int, sources: int, idling: bool
+) -> None:
+    made = world(seed, n=100, parts=parts, sources=sources, idling=idling)
+    messages = Runner().run(made.profiles).messages()
+    booked = ledger(messages).values()
+    events = len(made.log)
+    dead = sum(x.dead for x in booked if x.profiles_partition == 0)
+    on_time, late = sum(x.on_time for x in booked), sum(x.late for x in booked)
+    assert sum(x.events for x in booked if x.profiles_partition == 0) == events
+    assert dead + on_time + late == events
+    closed = corrections = 0
+    for (cell, contribution), n in windows(messages).items():
+        if cell[2] == "" and cell[3] == min(KNOWN.models[cell[0]].spec.windows.sizes):
+            closed, corrections = closed + (0 if contribution else n), corrections + (n if contribution else 0)  # fmt: skip
+    last = {x.profiles_partition: x.open for x in booked}
+    still_open = sum(last.values())
+    assert still_open == sources  # the events that closed the rest
+    assert closed + corrections + still_open == on_time + late
+    if (
+        not idling
+    ):  # one that wakes up behind the others is on time by its own clock, and late by theirs
+        assert closed + still_open == on_time
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 25))
+def test_verdicts_do_not_depend_on_how_the_log_was_cut(seed: int, one_: int, other: int) -> None:
+    said = []
+    for parts in (one_, other):
+        made = World(world(seed, n=100).log).cut(
+            np.random.default_rng(parts), parts, 2, idling=False
+        )
+        verdicts = [
+            m for m in Runner().run(made.profiles).messages() if isinstance(m, wire.Verdicts)
+        ]
+        said.append({name: [v for v in verdicts if v.model == name] for name in KNOWN.models})
+    assert said[0] == said[1]
+    assert len(said[0][MODEL]) > 10
+
+
+def test_the_last_verdicts_of_an_end_say_so_and_only_they() -> None:
+    verdicts = [
+        m for m in Runner().run(world(5).profiles).messages() if isinstance(m, wire.Verdicts)
+    ]
+    for name in (MODEL, SECOND_MODEL):
+        mine = [v for v in verdicts if v.model == name]
+        ends = [v.end_ms for v in mine]
+        assert ends == sorted(ends)
+        assert [v.closes for v in mine] == [
+            i + 1 == len(mine) or mine[i + 1].end_ms > v.end_ms for i, v in enumerate(mine)
+        ]
+
+
+def test_state_goes_where_its_model_lives_and_outputs_follow_their_model() -> None:
+    runner = Runner().run(world(5).profiles)
+    for output in runner.outputs:
+        decoded = wire.decode(output.value)
+        if not isinstance(decoded, wire.LedgerEntry):
+            assert output.key is not None
+            assert output.partition == partition_of(output.key.decode(), PARTITIONS)
+    # Everything but the clock's own event is closed and deleted again.
+    kinds = Counter(key.split(b"/")[0] for table in runner.tables for key in table)
+    assert kinds[b"pane"] == 1
+    assert kinds[b"chain"] == PARTITIONS
+
+
+def judged(messages: Iterable[wire.Message]) -> dict[tuple[Any, ...], wire.Verdicts]:
+    """Verdicts by what they are about; the first counts, as for whoever reads them."""
+    found: dict[tuple[Any, ...], wire.Verdicts] = {}
+    for v in messages:
+        if isinstance(v, wire.Verdicts):
+            found.setdefault((v.source, v.model, v.version, v.segment, v.size_ms, v.start_ms), v)
+    return found
+
+
+def assert_same(found: Runner, wanted: Runner) -> None:
+    a, b = found.messages(), wanted.messages()
+    assert windows(a) == windows(b)
+    assert judged(a) == judged(b)
+    assert ledger(a) == ledger(b)
+    assert found.tables == wanted.tables
+
+
+def test_a_crash_after_any_prefix_of_the_writes_changes_nothing() -> None:
+    """Each message of a small world, killed after each of its writes, read again, and the rest after it."""
+    made = world(11, n=60, parts=6)
+    clean = Runner().run(made.profiles)
+    places = 0
+    for partition, values in enumerate(made.profiles):
+        if not any(isinstance(m := wire.decode(v), wire.Profiles) and m.deltas for v in values):
+            continue
+        for at in range(len(values)):
+            before = Runner()
+            for offset in range(at):
+                before.feed(partition, offset, values[offset])
+            total = Runner(tables=[dict(t) for t in before.tables]).feed(partition, at, values[at])
+            for prefix in range(total + 1):
+                crashed = Runner(
+                    tables=[dict(t) for t in before.tables], outputs=list(before.outputs)
+                )
+                crashed.feed(partition, at, values[at], die_after=prefix)
+                for offset in range(at, len(values)):
+                    crashed.feed(partition, offset, values[offset])
+                other = 1 - partition
+                for offset, value in enumerate(made.profiles[other]):
+                    crashed.feed(other, offset, value)
+                assert_same(crashed, clean)
+                places += 1
+    assert places > 60
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10_000), st.randoms(use_true_random=False))
+def test_any_number_of_crashes_changes_nothing(seed: int, luck: Any) -> None:
+    made = world(seed, n=80, parts=8, idling=True)
+    clean = Runner().run(made.profiles)
+    crashing = Runner()
+    for partition, values in enumerate(made.profiles):
+        for offset, value in enumerate(values):
+            while luck.random() < 0.5:
+                crashing.feed(partition, offset, value, die_after=luck.randrange(12))
+            crashing.feed(partition, offset, value)
+    assert_same(crashing, clean)
+
+
+def test_outputs_of_a_repeat_are_the_same_bytes() -> None:
+    """What was written is not said again; what is said again was said in the same words."""
+    made = world(12, n=80, parts=5)
+    once, twice = Runner(), Runner()
+    for offset, value in enumerate(made.profiles[0]):
+        once.feed(0, offset, value)
+        twice.feed(0, offset, value, die_after=0)
+        twice.feed(0, offset, value)
+    assert set(once.outputs) == set(twice.outputs)
+
+
+class TestChain:
+    def fed(self, upto: int) -> tuple[Runner, list[bytes], int]:
+        made = world(3, n=60, parts=8)
+        partition = partition_of(MODEL, PARTITIONS)
+        runner = Runner()
+        for offset in range(upto):
+            runner.feed(partition, offset, made.profiles[partition][offset])
+        return runner, made.profiles[partition], partition
+
+    def test_a_missing_message_stops_everything_before_any_effect(self) -> None:
+        runner, values, partition = self.fed(3)
+        before = len(runner.outputs), [dict(t) for t in runner.tables]
+        gap = next(
+            at for at in range(4, 9) if has_events(values[at - 1]) and has_events(values[at])
+        )
+        with pytest.raises(ChainBreakError, match=r"partition \d: applied to \d+, next starts at"):
+            runner.feed(partition, gap, values[gap])
+        assert (len(runner.outputs), runner.tables) == before
+        for offset in range(3, len(values)):
+            runner.feed(partition, offset, values[offset])
+        whole, _, _ = self.fed(len(values))
+        assert_same(runner, whole)
+
+    @pytest.mark.parametrize("at_old_offset", [True, False])
+    def test_a_repeated_message_yields_nothing(self, at_old_offset: bool) -> None:
+        runner, values, partition = self.fed(4)
+        at = next(at for at in (3, 2, 1) if has_events(values[at]))
+        offset = at if at_old_offset else 4
+        assert list(runner.stage.advance(TOPICS.profiles, partition, offset, values[at])) == []
+
+    def test_an_announced_jump_is_booked_and_passed(self) -> None:
+        runner, _, partition = self.fed(4)
+        ahead = {p: SourceMark(10_000, START + 5 * MINUTE, idle=False) for p in (0, 1)}
+        run = Profiling(KNOWN.newest, ahead)
+        jump = run.batch(
+            [message(0, 10_000, event(START + 6 * MINUTE))], jumps={0: "reset", 1: "reset"}
+        )
+        runner.feed(partition, 4, wire.encode(jump.profiles[partition]))
+        booked = [x for x in ledger(runner.messages()).values() if x.start == 10_000]
+        assert [x.jump for x in booked] == ["reset", "reset"]
+        after = run.batch([message(0, 10_001, event(START + 6 * MINUTE))])
+        assert runner.feed(partition, 5, wire.encode(after.profiles[partition])) > 0
+
+    def test_a_message_of_another_kind_is_named(self) -> None:
+        runner, _, partition = self.fed(1)
+        other = wire.encode(wire.Command("approve", "m", "i", "ann", 5))
+        with pytest.raises(IncompatibleError, match=r"Command on driftline\.profiles"):
+            runner.feed(partition, 1, other)
+
+    def test_profiles_of_an_unknown_reference_wait_and_nothing_is_written(self) -> None:
+        made = world(3, n=60, parts=8)
+        partition = partition_of(MODEL, PARTITIONS)
+        runner = Runner(known=Known())
+        with pytest.raises(TransientError):
+            for offset, value in enumerate(made.profiles[partition]):
+                runner.feed(partition, offset, value)
+        assert not any(key.startswith((b"pane", b"series")) for key in runner.tables[partition])
+
+
+def has_events(value: bytes) -> bool:
+    decoded = wire.decode(value)
+    assert isinstance(decoded, wire.Profiles)
+    return all(x.end > x.start for x in decoded.links)
+
+
+def test_two_deltas_of_one_pane_in_one_message_both_count() -> None:
+    run = Profiling(KNOWN.newest, marks((0,)))
+    target = partition_of(MODEL, PARTITIONS)
+    first = run.batch([message(0, 0, event(START))]).profiles[target]
+    doubled = msgspec.structs.replace(first, deltas=first.deltas * 2)
+    runner = Runner()
+    runner.feed(target, 0, wire.encode(doubled))
+    closing = run.batch([message(0, 1, event(START + MINUTE * 9, model=FLUSH))])
+    runner.feed(target, 1, wire.encode(closing.profiles[target]))
+    assert {n for (cell, _), n in windows(runner.messages()).items() if cell[0] == MODEL} == {2}
+
+
+class TestCalibration:
+    SPEC = spec(NEW, reference={"calibrate": {"events": 100}}, segments=[])
+
+    def messages(self, n: int = 150, size: int = 30) -> list[bytes]:
+        rng = np.random.default_rng(1)
+        target = partition_of(NEW, PARTITIONS)
+        run = Profiling(lambda _: None, marks((0,)))
+        log = [
+            message(0, i, event(START + i * SECOND, model=NEW, features={"wind": float(rng.normal()), "carrier": "UA"}))
+            for i in range(n)
+        ]  # fmt: skip
+        return [
+            wire.encode(run.batch(log[at : at + size]).profiles[target]) for at in range(0, n, size)
+        ]
+
+    def records(self, runner: Runner) -> list[tuple[bytes | None, Model]]:
+        return [
+            (o.key, Model(*references.load(o.value)))
+            for o in runner.outputs
+            if o.topic == TOPICS.models
+        ]
+
+    def run(self, *, die_after: int | None = None, known: Known | None = None) -> Runner:
+        target = partition_of(NEW, PARTITIONS)
+        runner = Runner(known=known or Known(Model(self.SPEC, None)))
+        for offset, value in enumerate(self.messages()):
+            if die_after is not None:
+                runner.feed(target, offset, value, die_after=die_after)
+            runner.feed(target, offset, value)
+        return runner
+
+    def test_the_first_events_become_the_reference_once_there_are_enough(self) -> None:
+        runner = self.run()
+        ((key, found),) = self.records(runner)
+        assert key == NEW.encode()
+        assert found.spec == self.SPEC
+        assert found.reference is not None
+        assert found.reference.n == 120  # the fourth batch of 30 passed the 100
+        assert set(found.reference.layout.bins) == {"wind", "carrier", "$prediction", "$score", "$latency_ms"}  # fmt: skip
+        assert not any(key.startswith(b"sample") for table in runner.tables for key in table)
+        booked = ledger(runner.messages()).values()
+        assert sum(x.calibrating for x in booked) == 150
+
+    @pytest.mark.parametrize("die_after", range(6))
+    def test_a_crash_builds_the_same_reference(self, die_after: int) -> None:
+        clean, crashed = self.run(), self.run(die_after=die_after)
+        assert {o.value for o in crashed.outputs if o.topic == TOPICS.models} == {
+            o.value for o in clean.outputs if o.topic == TOPICS.models
+        }
+
+    def test_what_a_crash_left_behind_is_dropped_when_the_reference_is_known(self) -> None:
+        target, values = partition_of(NEW, PARTITIONS), self.messages()
+        runner = Runner(known=Known(Model(self.SPEC, None)))
+        for offset, value in enumerate(values[:3]):
+            runner.feed(target, offset, value)
+        runner.feed(target, 3, values[3], die_after=1)  # the chain is written, nothing is deleted
+        assert sum(key.startswith(b"sample") for key in runner.tables[target]) == 3
+        (_, found), *_ = self.records(runner)
+        runner.known.models[NEW] = found
+        runner.feed(target, 4, values[4])
+        assert not any(key.startswith(b"sample") for key in runner.tables[target])
+        assert len(self.records(runner)) == 1
+
+    def test_an_unknown_model_is_described_by_what_it_sent(self) -> None:
+        runner = self.run(known=Known())
+        assert self.records(runner) == []  # 5,000 events by default, and here are 150
+        assert sum(key.startswith(b"sample") for table in runner.tables for key in table) == 5
+
+
+def test_a_partition_that_moved_away_is_forgotten_and_comes_back_from_its_table() -> None:
+    made = world(4, n=80, parts=8)
+    runner, moved = Runner().run(made.profiles), Runner()
+    for partition, values in enumerate(made.profiles):
+        for offset, value in enumerate(values):
+            moved.feed(partition, offset, value)
+            if offset == 4:
+                moved.stage.forget(partition)
+                moved.stage.restore(partition, moved.tables[partition].items())
+    assert_same(moved, runner)
+
+
+def test_steps_are_what_the_runner_expects() -> None:
+    made = world(4, n=80, parts=3)
+    for partition in range(PARTITIONS):
+        for step in Runner().stage.advance(
+            TOPICS.profiles, partition, 0, made.profiles[partition][0]
+        ):
+            assert isinstance(step, Step)
+            chain = [key for key, _ in step.writes].index(b"chain")
+            assert all(value is not None for _, value in step.writes[: chain + 1])
+            assert all(value is None for _, value in step.writes[chain + 1 :])
