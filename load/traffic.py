@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
+from confluent_kafka import KafkaError, Producer
 from numpy.typing import NDArray
 
 from monitor import environment
@@ -35,10 +36,11 @@ from monitor.errors import ConfigError, DriftlineError
 from monitor.settings import Settings
 from monitor.spec import ModelSpec, parse_spec
 from streams import authoring, models, wiring
+from streams.clients import producer_config
 from streams.demo import flights, replay
-from streams.demo.feed import Feed
 from streams.demo.replay import Batch, Message
 from streams.models import Model
+from streams.topics import Topics
 
 SUMMARY: Final = "Send predictions and their labels to a broker, at a given rate, with accidents."
 MODEL: Final = "checkout-risk"
@@ -49,6 +51,7 @@ LABEL_AFTER_S: Final = (20.0, 90.0)
 MOST_AT_ONCE: Final = 5_000
 _TURN_S: Final = 0.1
 _SAY_EVERY_S: Final = 60.0
+_FLUSH_S: Final = 10.0
 
 logger = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
@@ -287,19 +290,40 @@ def _run(options: argparse.Namespace, stop: threading.Event) -> int:
         now_ms=lambda: round(time.time() * 1_000),
         wait=stop.wait,
     )
-    feed = Feed(address, wiring.topics(settings), batches, speed=0)
-    feed.start()
+    return _send(Producer(producer_config(address, logger)), wiring.topics(settings), batches)
+
+
+def _send(producer: Producer, topics: Topics, batches: Iterator[Batch]) -> int:
+    """Send everything, in order, and say once a minute how much; 1 if the broker did not take all of it."""
+    events = labels = lost = 0
+
+    def delivered(error: KafkaError | None, _: object) -> None:
+        nonlocal lost
+        lost += error is not None
+
+    def put(topic: str, message: Message) -> None:
+        while True:
+            try:
+                producer.produce(topic, key=message.key, value=message.value, on_delivery=delivered)
+            except BufferError:
+                producer.poll(_TURN_S)
+            else:
+                return
+
     said_s = time.monotonic()
-    while not feed.done:
-        if stop.wait(_TURN_S):
-            feed.stop()
+    for batch in batches:
+        for message in batch.events:
+            put(topics.predictions, message)
+        for message in batch.labels:
+            put(topics.labels, message)
+        producer.poll(0)
+        events, labels = events + len(batch.events), labels + len(batch.labels)
         if time.monotonic() - said_s >= _SAY_EVERY_S:
             said_s = time.monotonic()
-            logger.info("traffic: %d events, %d labels", feed.events, feed.labels)
-    logger.info("traffic: %d events, %d labels", feed.events, feed.labels)
-    if feed.failure is not None:
-        logger.error("traffic: %s", feed.failure)
-    return 1 if feed.failure is not None else 0
+            logger.info("traffic: %d events, %d labels, %d lost", events, labels, lost)
+    lost += producer.flush(_FLUSH_S)
+    logger.info("traffic: %d events, %d labels, %d lost", events, labels, lost)
+    return 1 if lost else 0
 
 
 def _draw(rng: np.random.Generator, n: int) -> dict[str, NDArray[Any]]:

@@ -13,6 +13,7 @@ from monitor.columns import decode_sample, feature_names, from_events
 from monitor.spec import Calibration, ModelSpec
 
 _SAMPLE: Final = b"sample/"
+_DONE: Final = b"sampled/"
 DEFAULT_EVENTS: Final = Calibration().events
 MAX_CALIBRATING: Final = (
     200  # models at once: of more, as when names are generated, none is sampled
@@ -34,6 +35,7 @@ class Samples:
 
     def restore(self, rows: Mapping[bytes, bytes]) -> None:
         """Take up the samples in a table."""
+        self._done = {key[len(_DONE) :].decode() for key in rows if key.startswith(_DONE)}
         for key, value in rows.items():
             if key.startswith(_SAMPLE):
                 stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
@@ -44,9 +46,12 @@ class Samples:
     ) -> tuple[list[tuple[bytes, bytes | None]], bytes | None]:
         """Table writes, and the model's record for the ``models`` topic once its events suffice.
 
-        The same sample at the same offset replaces itself. What comes after the reference was built is of no use here.
+        The same sample at the same offset replaces itself. What comes after the reference was built is of no use here: that it was built
+        is written down, since a crash may come between that and the deletions.
         """
-        if sample.model in self._done or self._is_full(sample.model):
+        if sample.model in self._done:
+            return self._drop(sample.model), None
+        if self._is_full(sample.model):
             return [], None
         stored = _Stored(sample.model, sample.events, sample.rows)
         chunks = self._chunks.setdefault(sample.model, {})
@@ -56,12 +61,18 @@ class Samples:
             return [(key, wire.pack(msgspec.msgpack.encode(stored)))], None
         record = _build(sample.model, spec, list(chunks.values()))
         self._done.add(sample.model)
-        del self._chunks[sample.model]
-        return [(k, None) for k in chunks if k != key], record
+        del chunks[key]  # never written
+        return [(_DONE + sample.model.encode(), wire.pack(b"")), *self._drop(sample.model)], record
 
     def finish(self, model: str) -> list[tuple[bytes, bytes | None]]:
-        """Drop what is left of a model that has its reference: a crash may have come before the deletions."""
-        self._done.add(model)
+        """Table writes that drop what is left of a model whose reference is known: here, or from a file."""
+        writes = self._drop(model)
+        if model in self._done:
+            self._done.discard(model)
+            writes.append((_DONE + model.encode(), None))
+        return writes
+
+    def _drop(self, model: str) -> list[tuple[bytes, bytes | None]]:
         return [(key, None) for key in self._chunks.pop(model, ())]
 
     def _is_full(self, model: str) -> bool:

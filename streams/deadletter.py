@@ -10,6 +10,7 @@ PREFIX: Final = "driftline.error."
 MAX_DETAIL: Final = 1_024
 MAX_RECORD: Final = 1_000_000  # brokers take 1 MiB; the rest is for framing
 _OVERHEAD: Final = 64  # bytes of framing for each header
+_RESERVED: Final = 8_192  # for our own headers, whose longest is the detail
 
 
 def dead_letter(
@@ -17,11 +18,12 @@ def dead_letter(
 ) -> dict[str, Any]:
     """``key``, ``value`` and ``headers`` to produce on the ``dlq`` topic. Headers of an earlier death are replaced.
 
-    A record too large for the topic is cut, and says so: its key and headers go first if they alone are too large, then the end of its value.
-    The whole of it stays at ``topic``, ``partition`` and ``offset``.
+    A record too large for the topic is cut, and says how large it was: key and headers go if they alone take half of it, then the end of the
+    value. The whole of it stays at ``topic``, ``partition`` and ``offset``.
     """
-    key, value = message.key(), message.value()
-    kept = [(name, value) for name, value in header_list(message) if not name.startswith(PREFIX)]
+    key, value = message.key(), message.value() or b""
+    kept = [(name, text) for name, text in header_list(message) if not name.startswith(PREFIX)]
+    beside = _size(key, kept) + _RESERVED
     why = {
         "reason": reason,
         "detail": detail[:MAX_DETAIL],
@@ -32,15 +34,13 @@ def dead_letter(
         "timestamp": message.timestamp()[1],
         "attempt": attempt,
     }
-    left = MAX_RECORD - MAX_DETAIL - 4_096 - _size(key, kept)
-    if left < MAX_RECORD // 2:
-        left += _size(key, kept)
-        key, kept = None, []
-    if key != message.key() or len(value or b"") > left:
-        why["truncated"] = len(value or b"")
-        value = None if value is None else value[:left]
+    if beside + len(value) > MAX_RECORD:
+        why["truncated"] = beside + len(value)
+        if beside > MAX_RECORD // 2:
+            key, kept, beside = None, [], _RESERVED
     headers = kept + [(PREFIX + name, str(text).encode()) for name, text in why.items()]
-    return {"key": key, "value": value, "headers": headers}
+    cut = None if message.value() is None else value[: MAX_RECORD - beside]
+    return {"key": key, "value": cut, "headers": headers}
 
 
 def _size(key: str | bytes | None, headers: list[tuple[str, str | bytes | None]]) -> int:

@@ -266,6 +266,11 @@ def test_init_and_traffic_have_settings_only() -> None:
     assert set(environment_of("init")) | set(environment_of("traffic")) <= known
 
 
+@pytest.mark.parametrize("name", ["profiler", "detector"])
+def test_what_joins_a_group_has_a_lasting_name(name: str) -> None:
+    assert environment_of(name)[f"{PREFIX}{name.upper()}__INSTANCE"] == f"{name}-1"
+
+
 @each_of_ours
 def test_the_command_of_a_process_is_one_of_the_command_lines(name: str) -> None:
     service = services()[name]

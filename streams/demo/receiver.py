@@ -120,7 +120,14 @@ def _pagerduty(headers: Mapping[str, str], body: bytes) -> Answer:
         raise _RefusalError("a trigger needs a payload")
     if event.event_action != "trigger" and event.dedup_key is None:
         raise _RefusalError(f"{event.event_action} needs a dedup_key")
-    key = f"{event.dedup_key}/{event.event_action}" if event.dedup_key else None
+    # A second trigger under one dedup_key is an update of the alert: what tells it from a repeat is in the details.
+    update = event.payload.custom_details if event.payload else None
+    which = (
+        f"/{update['notification']}"
+        if isinstance(update, dict) and "notification" in update
+        else ""
+    )
+    key = f"{event.dedup_key}/{event.event_action}{which}" if event.dedup_key else None
     summary = event.payload.summary if event.payload else event.event_action
     reply = {"status": "success", "message": "Event processed", "dedup_key": event.dedup_key}
     return Answer(202, "application/json", msgspec.json.encode(reply), key, summary)

@@ -43,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 ORIGIN: Final = "January 2013"
 FEATURES: Final = tuple(f.name for f in msgspec.structs.fields(replay.Features))
+DAY_MS: Final = 86_400_000
+LEAD: Final = (
+    14 * 24
+)  # hours: two weeks, as the labels of a drift that lasts should catch up with it
 _POLL_S: Final = 0.5
 _SETTLE_S: Final = (
     4.0  # nothing new for this long, with all counts complete: the pipeline has caught up
@@ -89,6 +93,7 @@ def run(
                 wiring.topics(stack.settings),
                 replay.served(served, model, months=chosen),
                 speed=speed,
+                lead=LEAD,
             )
             expected = served.of(chosen)
             watch = _Watch(stack, receiver, feed, len(expected), int(expected.arrived.sum()))
@@ -177,6 +182,7 @@ class _Watch:
             if self._feed.failure is not None:
                 raise DriftlineError(f"the demo could not write its events: {self._feed.failure}")
             view = self._look()
+            self._feed.judged_ms = self._judged_ms()
             screen.show(view)
             now = time.monotonic()
             if view.progress != self._last:
@@ -226,9 +232,17 @@ class _Watch:
         rows = self._store.link.rows(
             "SELECT sum(labelled) AS n FROM performance FINAL "
             "WHERE segment = '' AND size_ms = {size:Int64}",
-            {"size": 86_400_000},
+            {"size": DAY_MS},
         )
         return int(rows[0]["n"])
+
+    def _judged_ms(self) -> int | None:
+        rows = self._store.link.rows(
+            "SELECT max(toUnixTimestamp64Milli(start)) AS start_ms, count() AS n FROM performance FINAL "
+            "WHERE final AND segment = '' AND size_ms = {size:Int64}",
+            {"size": DAY_MS},
+        )
+        return int(rows[0]["start_ms"]) + DAY_MS if rows[0]["n"] else None
 
     def _windows(self) -> int:
         rows = self._store.link.rows(

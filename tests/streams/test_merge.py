@@ -47,7 +47,8 @@ class World:
     def cut(self, rng: np.random.Generator, parts: int, sources: int, *, idling: bool) -> World:
         """Fill ``profiles``. With ``idling``, a source partition is now and then called idle, and wakes up again."""
         run = Profiling(KNOWN.newest, marks(range(sources)))
-        for part in cuts(rng, len(self.log), parts):
+        # The last message is a heartbeat: what a crash left to be deleted goes with the message after it.
+        for part in (*cuts(rng, len(self.log), parts), slice(0)):
             idle = [p for p in range(sources) if idling and rng.random() < 0.3]
             outcome = run.batch(self.log[part], idle=idle)
             for target, profiles in enumerate(outcome.profiles):
@@ -67,10 +68,12 @@ def world(
     offsets = dict.fromkeys(range(sources), 0)
     for i in range(n):
         delay = rng.exponential(2_000) if rng.random() < 0.95 else rng.uniform(20_000, 90_000)
-        ts = START + i * 180_000 // n - int(delay)
+        partition = int(rng.integers(sources))
+        lag = 40_000 * partition if idling else 0  # a slow producer, whose partition is called idle
+        ts = START + i * 180_000 // n - int(delay) - lag
         log.append(
             one(
-                rng.integers(sources),
+                partition,
                 offsets,
                 ts if rng.random() < 0.98 else 5,
                 model=str(rng.choice([MODEL, SECOND_MODEL], p=[0.7, 0.3])),
@@ -90,9 +93,9 @@ KNOWN.models[FLUSH] = model(FLUSH, segments=[])
 
 
 def one(partition: int, offsets: dict[int, int], ts: int, **fields: Any) -> SourceMessage:
-    at = offsets[int(partition)]
-    offsets[int(partition)] = at + 1
-    return message(int(partition), at, event(ts, **fields))
+    at = offsets[partition]
+    offsets[partition] = at + 1
+    return message(partition, at, event(ts, **fields))
 
 
 @dataclass
@@ -183,7 +186,7 @@ def ledger(messages: Iterable[wire.Message]) -> dict[tuple[int, int, int, int], 
     }
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)  # a simulation each
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 3), st.booleans())
 def test_every_window_holds_what_plain_counting_says(
     seed: int, parts: int, sources: int, idling: bool
@@ -193,7 +196,7 @@ def test_every_window_holds_what_plain_counting_says(
     assert counted(messages) == oracle(made.log)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)  # a simulation each
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 3), st.booleans())
 def test_the_ledger_accounts_for_every_event(
     seed: int, parts: int, sources: int, idling: bool
@@ -220,7 +223,7 @@ def test_the_ledger_accounts_for_every_event(
         assert closed + still_open == on_time
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 25))
 def test_verdicts_do_not_depend_on_how_the_log_was_cut(seed: int, one_: int, other: int) -> None:
     said = []
@@ -281,7 +284,7 @@ def assert_same(found: Runner, wanted: Runner) -> None:
 
 def test_a_crash_after_any_prefix_of_the_writes_changes_nothing() -> None:
     """Each message of a small world, killed after each of its writes, read again, and the rest after it."""
-    made = world(11, n=60, parts=6)
+    made = world(11, n=40, parts=5)
     clean = Runner().run(made.profiles)
     places = 0
     for partition, values in enumerate(made.profiles):
@@ -304,19 +307,20 @@ def test_a_crash_after_any_prefix_of_the_writes_changes_nothing() -> None:
                     crashed.feed(other, offset, value)
                 assert_same(crashed, clean)
                 places += 1
-    assert places > 60
+    assert places > 50
 
 
-@settings(max_examples=15)
-@given(st.integers(0, 10_000), st.randoms(use_true_random=False))
-def test_any_number_of_crashes_changes_nothing(seed: int, luck: Any) -> None:
+@settings(max_examples=12)
+@given(st.integers(0, 10_000))
+def test_any_number_of_crashes_changes_nothing(seed: int) -> None:
+    luck = np.random.default_rng(seed)
     made = world(seed, n=80, parts=8, idling=True)
     clean = Runner().run(made.profiles)
     crashing = Runner()
     for partition, values in enumerate(made.profiles):
         for offset, value in enumerate(values):
-            while luck.random() < 0.5:
-                crashing.feed(partition, offset, value, die_after=luck.randrange(12))
+            while offset + 1 < len(values) and luck.random() < 0.5:
+                crashing.feed(partition, offset, value, die_after=int(luck.integers(12)))
             crashing.feed(partition, offset, value)
     assert_same(crashing, clean)
 
@@ -383,12 +387,10 @@ class TestChain:
 
     def test_profiles_of_an_unknown_reference_wait_and_nothing_is_written(self) -> None:
         made = world(3, n=60, parts=8)
-        partition = partition_of(MODEL, PARTITIONS)
         runner = Runner(known=Known())
         with pytest.raises(TransientError):
-            for offset, value in enumerate(made.profiles[partition]):
-                runner.feed(partition, offset, value)
-        assert not any(key.startswith((b"pane", b"series")) for key in runner.tables[partition])
+            runner.run(made.profiles)
+        assert all(set(table) <= {b"chain"} for table in runner.tables)
 
 
 def has_events(value: bytes) -> bool:
@@ -448,7 +450,7 @@ class TestCalibration:
         assert found.reference is not None
         assert found.reference.n == 120  # the fourth batch of 30 passed the 100
         assert set(found.reference.layout.bins) == {"wind", "carrier", "$prediction", "$score", "$latency_ms"}  # fmt: skip
-        assert not any(key.startswith(b"sample") for table in runner.tables for key in table)
+        assert not any(key.startswith(b"sample/") for table in runner.tables for key in table)
         booked = ledger(runner.messages()).values()
         assert sum(x.calibrating for x in booked) == 150
 
@@ -464,18 +466,18 @@ class TestCalibration:
         runner = Runner(known=Known(Model(self.SPEC, None)))
         for offset, value in enumerate(values[:3]):
             runner.feed(target, offset, value)
-        runner.feed(target, 3, values[3], die_after=1)  # the chain is written, nothing is deleted
-        assert sum(key.startswith(b"sample") for key in runner.tables[target]) == 3
+        runner.feed(target, 3, values[3], die_after=2)  # the chain is written, nothing is deleted
+        assert sum(key.startswith(b"sample/") for key in runner.tables[target]) == 3
         (_, found), *_ = self.records(runner)
         runner.known.models[NEW] = found
         runner.feed(target, 4, values[4])
-        assert not any(key.startswith(b"sample") for key in runner.tables[target])
+        assert set(runner.tables[target]) == {b"chain"}
         assert len(self.records(runner)) == 1
 
     def test_an_unknown_model_is_described_by_what_it_sent(self) -> None:
         runner = self.run(known=Known())
         assert self.records(runner) == []  # 5,000 events by default, and here are 150
-        assert sum(key.startswith(b"sample") for table in runner.tables for key in table) == 5
+        assert sum(key.startswith(b"sample/") for table in runner.tables for key in table) == 5
 
 
 def test_a_partition_that_moved_away_is_forgotten_and_comes_back_from_its_table() -> None:

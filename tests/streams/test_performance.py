@@ -1,0 +1,173 @@
+"""Labelled windows are judged once each and in order, whatever is repeated and whoever takes over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from monitor import wire
+from monitor.errors import IncompatibleError
+from monitor.wire import Performance, Verdicts
+from streams.models import Model
+from streams.performance import PerformanceStage
+from streams.stage import Step
+from streams.topics import Topics, partition_of
+from tests.monitor.builders import HOUR, MODEL, START, spec
+from tests.streams.builders import PARTITIONS, Known, model
+
+TOPICS = Topics()
+KNOWN = Known(model(MODEL), Model(spec("bare"), None))
+REFERENCE = KNOWN.models[MODEL].reference
+assert REFERENCE is not None
+assert REFERENCE.accuracy is not None
+USUAL = REFERENCE.accuracy
+
+
+def window(hour: int, accuracy: float = USUAL, **changes: Any) -> bytes:
+    labelled = 400
+    errors = round(labelled * (1 - accuracy))
+    given: dict[str, Any] = {
+        "model": MODEL,
+        "version": "7",
+        "segment": "",
+        "size_ms": HOUR,
+        "start_ms": START + hour * HOUR,
+        "revision": labelled,
+        "predictions": 500,
+        "labelled": labelled,
+        "errors": errors,
+        "final": True,
+        "metrics": {"accuracy": 1 - errors / labelled},
+    }
+    return wire.encode(Performance(**{**given, **changes}))
+
+
+class Runner:
+    """The stage with its table."""
+
+    def __init__(self) -> None:
+        self.table: dict[bytes, bytes] = {}
+        self.said: list[Verdicts] = []
+        self.start()
+
+    def start(self) -> None:
+        self.stage = PerformanceStage(TOPICS, PARTITIONS, KNOWN)
+        self.stage.restore(0, self.table.items())
+
+    def feed(self, offset: int, value: bytes, *, written: bool = True) -> list[Step]:
+        steps = list(self.stage.advance(TOPICS.performance, 0, offset, value))
+        for step in steps:
+            for output in step.outputs:
+                assert output.topic == TOPICS.verdicts
+                assert output.partition == partition_of(MODEL, PARTITIONS)
+                message = wire.decode(output.value)
+                assert isinstance(message, Verdicts)
+                self.said.append(message)
+            if written:
+                self.table.update({k: v for k, v in step.writes if v is not None})
+        return steps
+
+    def found(self) -> list[tuple[int, str, str]]:
+        return [
+            ((m.start_ms - START) // HOUR, v.statistic, v.kind)
+            for m in self.said
+            for v in m.verdicts
+            if v.status == "breach"
+        ]
+
+
+def stream(hours: int = 60, falls_at: int = 40) -> list[bytes]:
+    """Hourly windows, 5 points worse from ``falls_at`` on: too little for one window, enough for the detector."""
+    return [window(h, USUAL + 0.01 * (h % 3 - 1) - (0.05 if h >= falls_at else 0)) for h in range(hours)]  # fmt: skip
+
+
+def test_a_slow_fall_is_a_concept_drift_with_its_onset() -> None:
+    runner = Runner()
+    for offset, value in enumerate(stream()):
+        runner.feed(offset, value)
+    ((hour, statistic, kind), *_) = runner.found()
+    assert (statistic, kind) == ("adwin", "concept_drift")
+    assert 40 <= hour < 60
+    onsets = [v.onset_ms for m in runner.said for v in m.verdicts if v.kind == "concept_drift"]
+    assert onsets[0] is not None
+    assert abs(onsets[0] - (START + 40 * HOUR)) <= 3 * HOUR
+
+
+def test_a_rise_is_no_bad_news() -> None:
+    runner = Runner()
+    for offset in range(60):
+        runner.feed(offset, window(offset, USUAL + (0.15 if offset > 30 else 0)))
+    assert runner.found() == []
+    assert len(runner.said) == 60
+
+
+def test_a_deep_fall_breaks_its_own_window() -> None:
+    runner = Runner()
+    runner.feed(0, window(0, USUAL - 0.3))
+    assert ("accuracy", "performance") in [found[1:] for found in runner.found()]
+
+
+def test_a_restart_after_any_message_and_a_crash_before_any_write_change_nothing() -> None:
+    steady, shaken = Runner(), Runner()
+    for offset, value in enumerate(stream()):
+        steady.feed(offset, value)
+        if offset % 3 == 0:
+            shaken.feed(offset, value, written=False)
+            shaken.start()
+        shaken.feed(offset, value)
+        assert shaken.feed(offset, value) == []  # known
+        shaken.start()
+        assert shaken.feed(offset, value) == []
+    assert shaken.table == steady.table
+    unique = list({m.start_ms: m for m in shaken.said}.values())
+    assert unique == steady.said
+
+
+def test_a_corrected_window_is_judged_anew_and_the_detector_has_seen_it_already() -> None:
+    corrected, plain = Runner(), Runner()
+    for offset, value in enumerate(stream(30)):
+        plain.feed(2 * offset, value)
+        corrected.feed(2 * offset, value)
+        corrected.feed(2 * offset + 1, window(offset, 0.5, revision=500))
+    assert [m.revision for m in corrected.said] == [400, 500] * 30
+    assert [f for f in corrected.found() if f[1] == "adwin"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"final": False}, id="labels are still to come"),
+        pytest.param({"model": "unknown"}, id="an unknown model"),
+        pytest.param({"model": "bare"}, id="a model without a reference"),
+    ],
+)
+def test_what_cannot_be_judged_yet_has_no_effect(changes: dict[str, Any]) -> None:
+    assert Runner().feed(0, window(0, **changes)) == []
+
+
+def test_a_window_without_labels_says_nothing_and_is_remembered() -> None:
+    (step,) = Runner().feed(0, window(0, labelled=0, errors=0, metrics={}))
+    assert step.outputs == ()
+    assert len(step.writes) == 1
+
+
+def test_series_do_not_see_each_other() -> None:
+    runner = Runner()
+    for segment in ("", "carrier=UA"):
+        for version in ("7", "8"):
+            assert runner.feed(5, window(0, segment=segment, version=version)) != []
+    assert len(runner.table) == 4
+
+
+def test_a_message_of_another_kind_is_named() -> None:
+    other = wire.encode(wire.Command("approve", "m", "i", "ann", 5))
+    with pytest.raises(IncompatibleError, match=r"Command on driftline\.performance"):
+        Runner().feed(0, other)
+
+
+def test_a_partition_that_moved_away_is_forgotten() -> None:
+    runner = Runner()
+    runner.feed(3, window(0))
+    runner.stage.forget(0)
+    assert runner.feed(3, window(0)) != []
