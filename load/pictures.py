@@ -35,7 +35,9 @@ FRAME: Final = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {
 
 def draw(report: Report) -> str:
     """The closing tables as an SVG that needs nothing else."""
-    console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, highlight=False)
+    console = Console(
+        width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, highlight=False
+    )
     console.print("$ make demo", style="bold")
     console.print(closing(report))
     return console.export_svg(theme=THEME, code_format=FRAME, unique_id="demo")

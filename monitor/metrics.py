@@ -140,6 +140,11 @@ API_REQUESTS: Final = _counter(
 )
 
 
+def turned(process: Process) -> None:
+    """Note that ``process`` found nothing to do: idle is not stalled."""
+    LAST_PROGRESS.labels(process).set_to_current_time()
+
+
 def finished(process: Process, seconds: float, *, batches: int = 1) -> None:
     """Note that ``process`` finished work that took ``seconds``: what a stall alert watches."""
     BATCHES.labels(process).inc(batches)

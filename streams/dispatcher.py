@@ -115,6 +115,7 @@ class Dispatcher:
                         self._take(message)
                     await loop.run_in_executor(thread, self._commit, self._lanes.positions())  # 5.
                     metrics.OUTBOX_PENDING.set(self._lanes.pending)
+                    metrics.turned("dispatcher")
             finally:
                 await self._lanes.stop()
                 await loop.run_in_executor(thread, self._close)

@@ -123,6 +123,8 @@ class Profiler:
                 batch = self._consume()  # 1.
                 if batch or self._heartbeat_due():
                     self._send(batch)
+                else:
+                    metrics.turned("profiler")
         finally:
             self._consumer.close()
 

@@ -16,8 +16,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from load import traffic
-from load.traffic import Checkout, Flights, Pace, paced
+from load import sources, traffic
+from load.sources import Checkout, Flights
+from load.traffic import Pace, paced
 from monitor.errors import ConfigError
 from monitor.events import Event, Limits, decode_message
 from streams.demo.replay import Batch, Message
@@ -43,7 +44,7 @@ def test_the_profiler_takes_every_order_as_it_is() -> None:
     for message in checkout().take(200, STARTED_MS).events:
         (event,) = decode_message(message.value, {}, Limits(), now_ms=STARTED_MS)
         assert isinstance(event, Event), event
-        assert event.model == traffic.MODEL
+        assert event.model == sources.MODEL
         assert set(event.features or {}) == set(checkout().spec.features)
 
 
@@ -56,7 +57,7 @@ def test_every_order_has_an_id_of_its_own() -> None:
 def test_each_label_follows_its_order_when_it_is_due_and_once() -> None:
     source = checkout()
     keys = {message.key for message in source.take(300, STARTED_MS).events}
-    first_s, last_s = traffic.LABEL_AFTER_S
+    first_s, last_s = sources.LABEL_AFTER_S
     assert source.take(0, STARTED_MS + int(first_s * 1_000)).labels == []
     labels = [
         label
@@ -70,12 +71,12 @@ def test_each_label_follows_its_order_when_it_is_due_and_once() -> None:
     ("second", "in_cents", "versions"),
     [
         (0, False, {"1"}),
-        (traffic.CENTS_S[0] - 1, False, {"1"}),
-        (traffic.CENTS_S[0], True, {"1"}),
-        (traffic.CENTS_S[1], False, {"1"}),
-        (traffic.RELEASE_S[0], False, {"1", "2"}),
-        (traffic.RELEASE_S[1], False, {"1"}),
-        (traffic.CYCLE_S + traffic.CENTS_S[0], True, {"1"}),
+        (sources.CENTS_S[0] - 1, False, {"1"}),
+        (sources.CENTS_S[0], True, {"1"}),
+        (sources.CENTS_S[1], False, {"1"}),
+        (sources.RELEASE_S[0], False, {"1", "2"}),
+        (sources.RELEASE_S[1], False, {"1"}),
+        (sources.CYCLE_S + sources.CENTS_S[0], True, {"1"}),
     ],
 )
 def test_the_accidents_come_when_they_are_announced(
@@ -88,7 +89,7 @@ def test_the_accidents_come_when_they_are_announced(
 
 
 def test_only_the_bad_release_scores_at_random() -> None:
-    events = events_at(traffic.RELEASE_S[0])
+    events = events_at(sources.RELEASE_S[0])
     risky: dict[str, list[float]] = {"1": [], "2": []}
     for event in events:
         if event["features"]["payment"] == "invoice":

@@ -78,7 +78,7 @@ def test_every_model_is_there_from_the_start_and_later_ones_follow(
     bench: Bench, started: Started
 ) -> None:
     assert read(bench.kafka, bench.topics) == {}
-    names = [f"model-{i}" for i in range(5)]
+    names = [f"model-{i}" for i in range(2)]
     for name in names:
         bench.publish(model(name))
     registry = started(bench)
