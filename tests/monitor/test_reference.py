@@ -69,8 +69,8 @@ def test_a_reference_does_not_depend_on_how_its_rows_were_cut(sizes: list[int]) 
 
 
 def test_beyond_the_sample_the_rows_are_still_not_held_and_the_cut_does_not_matter() -> None:
-    """Values arrive in 40 batches that are made anew for each pass: nothing keeps them."""
-    n, batches = 8_000, 40
+    """Values arrive in 47 batches that are made anew for each pass: nothing keeps them."""
+    n, batches = 7_001, 47
     assert n * batches > 2 * SAMPLE
 
     def stream() -> Iterator[Columns]:
@@ -93,7 +93,7 @@ def test_beyond_the_sample_the_rows_are_still_not_held_and_the_cut_does_not_matt
     assert reference.reference_id == build(chosen, joined).reference_id
     share = reference.profiles[""].counts("wind") / reference.n
     assert len(share) == 128
-    assert share == pytest.approx(1 / 128, rel=0.1)
+    assert share == pytest.approx(1 / 128, rel=0.25)
     bins = reference.layout.by_name["wind"].bins
     assert isinstance(bins, NumericBins)
     assert (bins.low, bins.high) == (pa.compute.min(joined()[0].features["wind"]).as_py(), pa.compute.max(joined()[0].features["wind"]).as_py())  # fmt: skip

@@ -170,6 +170,24 @@ def test_a_field_without_values_says_so_though_the_window_is_large() -> None:
     assert of_wind == {("psi", "no_data"), ("ks", "no_data"), ("missing", "breach")}
 
 
+def test_the_limit_and_the_p_value_agree_however_many_values_are_missing() -> None:
+    """Both are about the values that are there: with nine in ten missing, what is left scatters more and is no drift."""
+    levels = Levels(window=0.01, pane=0.01)
+    breaches = 0
+    for seed in range(60):
+        values = wind(window(3_000, seed=seed)).tolist()
+        rows = window(
+            3_000, seed=seed, wind=[v if i % 10 == 0 else None for i, v in enumerate(values)]
+        )
+        profile = profile_of(REFERENCE, columns(rows))
+        for v in judge_window(REFERENCE, "", profile, size_ms=DAY, levels=levels):
+            if v.feature == "wind" and v.statistic in ("psi", "ks"):
+                assert v.p_value is not None
+                assert (v.status == "breach") == (v.p_value < 0.01)
+                breaches += v.status == "breach"
+    assert breaches <= 6  # 120 tests at 1 %: more than 6 has a probability of 3e-4
+
+
 def test_a_part_of_a_window_is_judged_by_its_rates_alone() -> None:
     verdicts = judged(window(wind=wind(window()) * 1.609), whole=False)
     assert broken(verdicts) == {("data_quality", "wind", "off_grid")}

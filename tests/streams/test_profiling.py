@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.columns import OTHER_SEGMENT, decode_sample
@@ -86,6 +86,7 @@ def plain(found: Sums) -> dict[tuple[str, str, str, int, bool], list[int]]:
     return {key: profile.vector.tolist() for key, profile in found.items()}
 
 
+@settings(max_examples=40)  # a log each
 @given(st.integers(0, 50), st.integers(1, 12))
 def test_any_cut_of_a_log_gives_the_same_sums_the_same_late_events_and_the_same_marks(
     seed: int, parts: int
@@ -105,6 +106,7 @@ def test_any_cut_of_a_log_gives_the_same_sums_the_same_late_events_and_the_same_
         assert sum(getattr(o, name) for o in cut.outcomes) == getattr(whole.outcomes[0], name)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 50))
 def test_who_reads_the_other_partition_does_not_matter(seed: int) -> None:
     messages = log(seed, 60)
@@ -144,6 +146,7 @@ def test_late_is_what_a_plain_reading_of_the_log_calls_late() -> None:
     assert sum(o.late for o in run.outcomes) == wanted[FIRST, True] + wanted[SECOND_MODEL, True]
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 50), st.integers(1, 8))
 def test_the_links_account_for_every_event_and_form_a_chain(seed: int, parts: int) -> None:
     messages = log(seed, 60)
@@ -223,12 +226,12 @@ class TestUnknownModels:
 
     def test_wide_events_are_sampled_as_far_as_they_fit(self) -> None:
         rng = np.random.default_rng(1)
-        wide = [event(START, model=NEW, features={f"f{i}": float(x) for i, x in enumerate(rng.random(200))}) for _ in range(600)]  # fmt: skip
+        wide = [event(START, model=NEW, features={f"f{i}": float(x) for i, x in enumerate(rng.random(200))}) for _ in range(1_500)]  # fmt: skip
         messages = [message(0, i, e) for i, e in enumerate(wide)]
         outcome = Profiling(KNOWN.newest, marks((0,))).batch(messages)
         (sample,) = outcome.profiles[partition_of(NEW, PARTITIONS)].samples
         assert len(sample.rows) <= SAMPLE_BYTES
-        assert 50 < sample.events == len(decode_sample(NEW, sample.rows)) < 600
+        assert 100 < sample.events == len(decode_sample(NEW, sample.rows)) < 1_500
 
     def test_a_model_with_a_spec_and_no_reference_is_calibrating_too(self) -> None:
         known = Known(Model(spec(NEW), None))
