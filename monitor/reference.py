@@ -8,21 +8,18 @@ then dropped.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
 
 from monitor import binning
 from monitor.binning import Bins, Codes, Floats, Raw
 from monitor.calibration import Null, calibrate, rate_design_effect
-from monitor.columns import OTHER_SEGMENT, Columns, from_batch
+from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile, profile_groups
 from monitor.spec import ModelSpec
@@ -133,41 +130,6 @@ class Reference:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise IncompatibleError(f"damaged reference: {type(err).__name__}") from err
-
-
-def read_source(path: Path) -> Source:
-    """A reference file, readable several times, in batches: Parquet, CSV or Arrow by its suffix.
-
-    Raises:
-        ConfigError: missing, or of another kind.
-    """
-    formats = {
-        ".parquet": "parquet",
-        ".pq": "parquet",
-        ".csv": "csv",
-        ".arrow": "ipc",
-        ".feather": "ipc",
-    }
-    if path.suffix not in formats:
-        raise ConfigError(f"{path}: expected one of {', '.join(sorted(formats))}")
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-
-    def batches() -> Iterator[Columns]:
-        try:
-            if formats[path.suffix] == "csv":
-                for batch in pacsv.open_csv(path):
-                    yield from_batch(batch, origin=str(path))
-            else:
-                dataset = pads.dataset(path, format=formats[path.suffix])
-                for batch in dataset.to_batches(batch_size=1 << 16):
-                    yield from_batch(batch, origin=str(path))
-        except (pa.ArrowException, OSError) as err:
-            # The first line, and no more of it than names the trouble: Arrow may quote rows.
-            said = str(err).partition("\n")[0].partition(": ")[0]
-            raise ConfigError(f"{path}: cannot be read as {formats[path.suffix]}: {said}") from err
-
-    return batches
 
 
 def build(spec: ModelSpec, source: Source, *, origin: str = "") -> Reference:

@@ -21,6 +21,8 @@ MIN_PSI: Final = 20 * PSI_GROUPS  # the gamma form holds from about 20 expected 
 MIN_KS: Final = 50
 MIN_RATE: Final = 5
 MIN_LABELLED: Final = 100
+# Of millions of events a tenth of a percent is significant, and nobody's night: below 1 in 200 more than usual nothing is a breach.
+LEAST_RATE: Final = 0.005
 # A little more missing, or some new categories (a route that opens), is how traffic changes. A pipeline fault is a jump.
 QUALITY_JUMP: Final[dict[str, float]] = {"missing": 0.05, "unseen": 0.25}
 _SMALLEST_P: Final = 1e-300  # below it floats lose their meaning; shown as this
@@ -150,8 +152,9 @@ def _judge_rates(
     verdicts = []
     for i, j in zip(*np.nonzero(counts), strict=True):
         f = profile.layout.fields[i]
-        rate, limit = float(counts[i, j]) / n, min(float(limits[i, j]), 1.0)
         usual = float(null.rate_counts[i, j]) / null.m
+        rate = float(counts[i, j]) / n
+        limit = min(max(float(limits[i, j]), usual + LEAST_RATE), 1.0)
         verdicts.append(
             Verdict(
                 kind=_rate_kind(f.name, names[j], rate - usual),

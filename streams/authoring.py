@@ -12,6 +12,7 @@ from monitor import reference as references
 from monitor.errors import ConfigError
 from monitor.reference import Reference
 from monitor.settings import Settings
+from monitor.source import read_source
 from monitor.spec import ModelSpec
 from streams import models, registry, wiring
 from streams.models import Model
@@ -112,7 +113,7 @@ def summary(reference: Reference) -> dict[str, Any]:
 
 
 def _built(spec: ModelSpec, source: Path) -> Reference:
-    return references.build(spec, references.read_source(source), origin=source.name)
+    return references.build(spec, read_source(source), origin=source.name)
 
 
 def _utc(at_ms: int) -> str:

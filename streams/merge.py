@@ -7,10 +7,11 @@ The protocol of one message; the numbers stand in the code:
 3. *Merge.* Deltas go into open panes. A pane or series whose value holds this message already (*value fence*: the offset stored beside it) skips it.
    A delta for a closed pane becomes a late contribution to its windows.
 4. *Close.* Panes and windows that the new watermark has passed close in the order of event time and are judged.
-5. *Write*, in this order: open panes, series, **the chain**, then deletions. The runner has the outputs acknowledged before.
+5. *Write*, in this order: open panes, series, deletions of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
 
-A crash leaves a prefix of the writes. Without the chain, the message is applied again: what was written has its fence, the rest is computed anew
-from the same values, and outputs repeat bit for bit. With the chain, only deletions can be missing: ``restore`` drops those panes.
+A crash leaves a prefix of the writes, and without the chain the message is applied again: what was written has its fence, the rest is computed anew
+from the same values, and outputs repeat bit for bit. A closed pane that was not deleted is known by its series, which holds it. The chain is no
+deletion, and so never the tombstone at the end of a changelog that compaction would take away from under a recovery.
 """
 
 from __future__ import annotations
@@ -251,7 +252,7 @@ class MergeStage(Stage):
                 )
 
     def _writes(self, state: _Partition, effects: _Effects) -> Iterator[tuple[bytes, bytes | None]]:
-        for key, start in effects.panes.keys() - effects.closed:
+        for key, start in sorted(effects.panes.keys() - effects.closed):
             pane = _PaneState(key, start, state.offset, effects.panes[key, start].to_bytes())
             state.stored.add((key, start))
             yield _pane_key(key, start), _encode(pane)
@@ -270,19 +271,18 @@ class MergeStage(Stage):
                     )
                 ),
             )
-        yield from (write for write in effects.writes if write[1] is not None)
-        marks = {
-            p: (mark.position, mark.watermark_ms, mark.idle) for p, mark in state.marks.items()
-        }
-        yield _CHAIN, _encode(_ChainState(state.offset, state.watermark_ms, marks))
-        yield from (write for write in effects.writes if write[1] is None)
+        yield from sorted(effects.writes, key=lambda write: write[1] is None)
         yield from ((_pane_key(*pane_key), None) for pane_key in state.orphans)
         state.orphans.clear()
-        for pane_key in effects.closed:
+        for pane_key in sorted(effects.closed):
             state.fences.pop(pane_key, None)
             if pane_key in state.stored:
                 state.stored.discard(pane_key)
                 yield _pane_key(*pane_key), None
+        marks = {
+            p: (mark.position, mark.watermark_ms, mark.idle) for p, mark in state.marks.items()
+        }
+        yield _CHAIN, _encode(_ChainState(state.offset, state.watermark_ms, marks))
 
     def _restore_series(self, state: _Partition, value: bytes) -> None:
         stored = _decode(value, _SeriesState)

@@ -20,6 +20,7 @@ from streams.demo.receiver import Received
 from streams.demo.report import Report, utc
 
 _INCIDENTS_SHOWN: Final = 8
+_DAY: Final = len("2013-")  # all is one year
 _STATE: Final = {
     "firing": ("● open", "bold red"),
     "resolved": ("○ closed", "green"),
@@ -158,7 +159,7 @@ def closing(report: Report) -> RenderableType:
 
 
 def _incident_rows(report: Report) -> Table:
-    table = Table(title="Incidents", title_justify="left", box=None, padding=(0, 2))
+    table = Table(title="Incidents (event time)", title_justify="left", box=None, padding=(0, 2))
     for heading in ("opened", "closed", "cause", "advice", "what"):
         table.add_column(heading, no_wrap=heading != "what")
     for row in report.incidents:
@@ -166,8 +167,8 @@ def _incident_rows(report: Report) -> Table:
         if row["rollback_to"]:
             advice += f" to {row['rollback_to']}"
         table.add_row(
-            row["opened"],
-            row["resolved"] or "open",
+            row["opened"][_DAY:],
+            row["resolved"][_DAY:] if row["resolved"] else "open",
             row["cause"].replace("_", " "),
             advice,
             row["title"],

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 from typing import get_args
 
 import httpx
 import pytest
-from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
 from monitor import metrics
@@ -46,12 +47,15 @@ def test_labels_are_closed_lists_topics_or_partitions() -> None:
 
 
 def test_every_label_value_starts_at_zero() -> None:
+    code = "import prometheus_client, monitor.metrics; print(prometheus_client.generate_latest().decode())"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for reason in REJECT_REASONS:
-        assert REGISTRY.get_sample_value("driftline_events_rejected_total", {"reason": reason}) == 0
+        assert f'driftline_events_rejected_total{{reason="{reason}"}} 0.0' in fresh.stdout
     for kind in get_args(VerdictKind):
         for status in get_args(VerdictStatus):
-            labels = {"kind": kind, "status": status}
-            assert REGISTRY.get_sample_value("driftline_verdicts_total", labels) == 0
+            assert (
+                f'driftline_verdicts_total{{kind="{kind}",status="{status}"}} 0.0' in fresh.stdout
+            )
     assert set(metrics.OUTCOMES) == {"delivered", "refused", "expired", "disabled", "dry_run"}
 
 

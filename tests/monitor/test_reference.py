@@ -18,7 +18,8 @@ from monitor.binning import CategoricalBins, NumericBins
 from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.profile import PREDICTION, SCORE
-from monitor.reference import SAMPLE, TOP_SEGMENTS, Reference, build, dump, load, read_source
+from monitor.reference import SAMPLE, TOP_SEGMENTS, Reference, build, dump, load
+from monitor.source import read_source
 from tests.monitor.builders import DAY, HOUR, MODEL, START, columns, past, profile_of, spec
 
 Write = Callable[[pa.Table, Path], object]
