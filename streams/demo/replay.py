@@ -46,6 +46,13 @@ class Accident:
     from_ms: int
     to_ms: int
 
+    @property
+    def month(self) -> int:
+        """Month of 2013 in which it happens."""
+        return (
+            int(np.datetime64(self.from_ms, "ms").astype("datetime64[M]").astype(np.int64)) % 12 + 1
+        )
+
     def covers(self, at_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these times lie in the stretch."""
         return (at_ms >= self.from_ms) & (at_ms < self.to_ms)

@@ -70,6 +70,7 @@ class Report(msgspec.Struct, frozen=True):
 
 def build(
     *,
+    expected: int,
     sent: int,
     labels_sent: int,
     labels_joined: int,
@@ -85,7 +86,10 @@ def build(
     total = ledger.total
     accidents = [_found(accident, incidents) for accident in staged]
     hooks = _hooks(received)
+    outcomes = Counter[str](delivery.outcome for delivery in deliveries)
+    accepted = {hook.receiver for hook in hooks if hook.accepted}
     problems = [
+        *_unless(sent == expected, f"{expected - sent} events were not sent"),
         *_unless(total.events == sent, f"{sent - total.events} events are not in the ledger"),
         *_unless(total.unaccounted == 0, f"{total.unaccounted} events are unaccounted for"),
         *_unless(
@@ -93,6 +97,12 @@ def build(
         ),
         *_unless(windows > 0, "no window was closed"),
         *(f"{f.what}: not found within an event-day" for f in accidents if not f.in_time),
+        *(f"{n} deliveries ended as {o}" for o, n in outcomes.items() if o != "delivered"),
+        *(
+            f"{target} got nothing, though there were incidents"
+            for target in ("slack", "pagerduty")
+            if incidents and target not in accepted
+        ),
         *(f"{h.receiver} refused {h.refused} requests" for h in hooks if h.refused),
         *(f"{h.receiver} got {h.repeats} requests again" for h in hooks if h.repeats),
     ]
@@ -108,7 +118,7 @@ def build(
         accidents=accidents,
         incidents=[_row(incident) for incident in sorted(incidents, key=lambda i: i.opened_ms)],
         webhooks=hooks,
-        deliveries=dict(Counter(delivery.outcome for delivery in deliveries)),
+        deliveries=dict(outcomes),
         seconds=round(seconds, 1),
         problems=problems,
     )

@@ -13,8 +13,8 @@ import os
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ _SETTLE_S: Final = (
     4.0  # nothing new for this long, with all counts complete: the pipeline has caught up
 )
 _GIVE_UP_S: Final = 180.0  # without any progress
+_LONGEST_NIGHT_S: Final = 7 * 3_600  # of event time without an event: 6.35 h in the data
 
 
 def run(
@@ -72,6 +73,8 @@ def run(
         DriftlineError: the pipeline stopped making progress.
     """
     chosen = parse_months(months)
+    if report is not None:
+        _check_writable(report)
     console = Console(highlight=False, stderr=headless)
     began = time.monotonic()
     secret = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
@@ -96,7 +99,7 @@ def run(
                 lead=LEAD,
             )
             expected = served.of(chosen)
-            watch = _Watch(stack, receiver, feed, len(expected), int(expected.arrived.sum()))
+            watch = _Watch(stack, receiver, feed, expected, chosen, speed)
             with Screen(console, stack.addresses(), headless=headless) as screen:
                 feed.start()
                 try:
@@ -109,8 +112,17 @@ def run(
                 report.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
             if keep:
                 console.print("Still up; Ctrl-C stops it.")
-                stack.wait()
+                with suppress(KeyboardInterrupt):
+                    stack.wait()
     return result
+
+
+def _check_writable(report: Path) -> None:
+    """Before the run, not after it."""
+    try:
+        report.open("ab").close()
+    except OSError as err:
+        raise ConfigError(f"--json {report}: cannot be written: {err.strerror}") from err
 
 
 def demo_spec() -> ModelSpec:
@@ -158,9 +170,10 @@ def parse_months(text: str) -> tuple[int, ...]:
         first, _, last = part.strip().partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()):
             raise ConfigError(f"--months {text}: expected something like 2-12, 5 or 5,9-10")
-        chosen |= set(range(int(first), int(last or first) + 1))
-    if not chosen or not chosen <= set(replay.SERVED_MONTHS):
-        raise ConfigError(f"--months {text}: the demo serves February (2) to December (12)")
+        low, high = int(first), int(last or first)
+        if low > high or not {low, high} <= set(replay.SERVED_MONTHS):
+            raise ConfigError(f"--months {text}: the demo serves February (2) to December (12)")
+        chosen |= set(range(low, high + 1))
     return tuple(sorted(chosen))
 
 
@@ -168,10 +181,19 @@ class _Watch:
     """Looks at the pipeline from outside, as a user would. Mutable: it remembers when something moved last."""
 
     def __init__(
-        self, stack: Stack, receiver: Receiver, feed: Feed, events: int, labels: int
+        self,
+        stack: Stack,
+        receiver: Receiver,
+        feed: Feed,
+        expected: flights.Flights,
+        months: Collection[int],
+        speed: float,
     ) -> None:
         self._stack, self._receiver, self._feed = stack, receiver, feed
-        self._events, self._labels = events, labels
+        self._events, self._labels = len(expected), int(expected.arrived.sum())
+        self._months = months
+        # At a slow pace the longest night without a flight is no standstill.
+        self._patience_s = _GIVE_UP_S + (_LONGEST_NIGHT_S / speed if speed else 0.0)
         self._store: Store = stores.connect(stack.settings.clickhouse)
         self._last: tuple[Any, ...] = ()
         self._moved_s = time.monotonic()
@@ -191,17 +213,14 @@ class _Watch:
             complete = view.accounted >= self._events and view.joined >= self._labels
             if self._feed.done and complete and still_s >= _SETTLE_S:
                 return
-            if still_s >= _GIVE_UP_S:
+            if still_s >= self._patience_s:
                 return  # the report says what is missing
             time.sleep(_POLL_S)
 
     def report(self, seconds: float) -> Report:
-        staged = [
-            a
-            for a in reports.STAGED
-            if self._feed.at_ms is not None and a.to_ms <= self._feed.at_ms
-        ]
+        staged = [a for a in reports.STAGED if a.month in self._months]
         return reports.build(
+            expected=self._events,
             sent=self._feed.events,
             labels_sent=self._feed.labels,
             labels_joined=self._joined(),
