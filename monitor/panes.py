@@ -70,12 +70,15 @@ class ClosedWindow:
 Closed = ClosedPane | ClosedWindow
 
 
-def combined_watermark(marks: Iterable[SourceMark]) -> int | None:
-    """The event time that every source partition has passed; ``None`` while one that has data says nothing.
+def combined_watermark(marks: Iterable[SourceMark], sources: int = 0) -> int | None:
+    """The event time that every source partition has passed; ``None`` while one that has data, or of ``sources`` in all, says nothing.
 
     An idle partition does not hold the others back. If all are idle, nothing more is coming that could be waited for, so the
     furthest counts. A partition that never had an event has no say.
     """
+    marks = list(marks)
+    if len(marks) < sources:
+        return None
     known = [mark for mark in marks if mark.watermark_ms is not None or not mark.idle]
     busy = [mark.watermark_ms for mark in known if not mark.idle]
     if busy:

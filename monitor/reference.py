@@ -32,6 +32,16 @@ TOP_SEGMENTS: Final = 32
 _OUTPUTS: Final = (PREDICTION, SCORE, LATENCY)
 _FORMAT: Final = 1
 
+# What reading a form of any shape may raise.
+_DAMAGE: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 Source = Callable[[], Iterable[Columns]]
 
 
@@ -110,7 +120,7 @@ class Reference:
                 )
             layout = Layout({name: binning.from_dict(bins) for name, bins in form["bins"].items()})
             vectors = {s: np.array(v, dtype=np.int64) for s, v in form["profiles"].items()}
-            if any(len(v) != layout.size for v in vectors.values()):
+            if "" not in vectors or any(len(v) != layout.size for v in vectors.values()):
                 raise IncompatibleError("damaged reference: a profile does not fit its bins")
             return Reference(
                 model=form["model"],
@@ -128,7 +138,7 @@ class Reference:
                 accuracy_deff=form["accuracy_deff"],
                 origin=form["origin"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
+        except _DAMAGE as err:
             raise IncompatibleError(f"damaged reference: {type(err).__name__}") from err
 
 
@@ -189,7 +199,7 @@ def load(value: bytes) -> tuple[ModelSpec, Reference | None]:
         form = msgspec.json.decode(zlib.decompress(value))
         spec = ModelSpec.model_validate(form["spec"])
         return spec, None if form["reference"] is None else Reference.from_dict(form["reference"])
-    except (zlib.error, msgspec.MsgspecError, ValueError, KeyError, TypeError) as err:
+    except (zlib.error, msgspec.MsgspecError, *_DAMAGE) as err:
         raise IncompatibleError(f"damaged model record: {type(err).__name__}") from err
 
 

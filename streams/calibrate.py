@@ -1,8 +1,13 @@
-"""Models that arrive without a reference: their first events are collected until there are enough to be one."""
+"""Models that arrive without a reference: their first events are collected until there are enough to be one.
+
+The events are anybody's. Where no reference can be made of them, or none that fits into a record, the model stays without one until somebody gives it
+one: the samples are dropped all the same, and the reason goes to the dead letters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -10,6 +15,7 @@ import msgspec
 from monitor import reference as references
 from monitor import wire
 from monitor.columns import decode_sample, feature_names, from_events
+from monitor.errors import DriftlineError
 from monitor.spec import Calibration, ModelSpec
 
 _SAMPLE: Final = b"sample/"
@@ -18,12 +24,26 @@ DEFAULT_EVENTS: Final = Calibration().events
 MAX_CALIBRATING: Final = (
     200  # models at once: of more, as when names are generated, none is sampled
 )
+MAX_FEATURES: Final = 200  # inferred; a spec may name more
+MAX_RECORD: Final = 900_000  # bytes: brokers take 1 MiB; the rest is for headers
 
 
 class _Stored(msgspec.Struct, array_like=True):
     model: str
     events: int
     rows: bytes
+
+
+Writes = list[tuple[bytes, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a sample causes: table writes, and once the events suffice the model's record, or why there is none."""
+
+    writes: Writes
+    record: bytes | None = None
+    failure: str | None = None
 
 
 class Samples:
@@ -41,30 +61,29 @@ class Samples:
                 stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
                 self._chunks.setdefault(stored.model, {})[key] = stored
 
-    def add(
-        self, sample: wire.Sample, spec: ModelSpec | None, offset: int, index: int
-    ) -> tuple[list[tuple[bytes, bytes | None]], bytes | None]:
-        """Table writes, and the model's record for the ``models`` topic once its events suffice.
+    def add(self, sample: wire.Sample, spec: ModelSpec | None, offset: int, index: int) -> Taken:
+        """Take up a sample.
 
         The same sample at the same offset replaces itself. What comes after the reference was built is of no use here: that it was built
         is written down, since a crash may come between that and the deletions.
         """
         if sample.model in self._done:
-            return self._drop(sample.model), None
+            return Taken(self._drop(sample.model))
         if self._is_full(sample.model):
-            return [], None
+            return Taken([])
         stored = _Stored(sample.model, sample.events, sample.rows)
         chunks = self._chunks.setdefault(sample.model, {})
         key = b"%b%020d/%d" % (_SAMPLE, offset, index)
         chunks[key] = stored
         if sum(chunk.events for chunk in chunks.values()) < _wanted(spec):
-            return [(key, wire.pack(msgspec.msgpack.encode(stored)))], None
-        record = _build(sample.model, spec, list(chunks.values()))
+            return Taken([(key, wire.pack(msgspec.msgpack.encode(stored)))])
+        record, failure = _built(sample.model, spec, list(chunks.values()))
         self._done.add(sample.model)
         del chunks[key]  # never written
-        return [(_DONE + sample.model.encode(), wire.pack(b"")), *self._drop(sample.model)], record
+        writes: Writes = [(_DONE + sample.model.encode(), wire.pack(b""))]
+        return Taken(writes + self._drop(sample.model), record, failure)
 
-    def finish(self, model: str) -> list[tuple[bytes, bytes | None]]:
+    def finish(self, model: str) -> Writes:
         """Table writes that drop what is left of a model whose reference is known: here, or from a file."""
         writes = self._drop(model)
         if model in self._done:
@@ -72,7 +91,7 @@ class Samples:
             writes.append((_DONE + model.encode(), None))
         return writes
 
-    def _drop(self, model: str) -> list[tuple[bytes, bytes | None]]:
+    def _drop(self, model: str) -> Writes:
         return [(key, None) for key in self._chunks.pop(model, ())]
 
     def _is_full(self, model: str) -> bool:
@@ -84,10 +103,28 @@ def _wanted(spec: ModelSpec | None) -> int:
     return DEFAULT_EVENTS if calibrate is None else calibrate.events
 
 
+def _built(
+    model: str, spec: ModelSpec | None, chunks: list[_Stored]
+) -> tuple[bytes | None, str | None]:
+    """The record, or why there is none."""
+    try:
+        record = _build(model, spec, chunks)
+    except Exception as err:  # noqa: BLE001  whatever their events do, one model fails and not the stage
+        # A message of the library may quote values of events; one of ours does not.
+        return None, str(err) if isinstance(err, DriftlineError) else type(err).__name__
+    if len(record) > MAX_RECORD:
+        return (
+            None,
+            f"the reference has {len(record)} bytes, over {MAX_RECORD}: name fewer features",
+        )
+    return record, None
+
+
 def _build(model: str, spec: ModelSpec | None, chunks: list[_Stored]) -> bytes:
     events = [event for chunk in chunks for event in decode_sample(model, chunk.rows)]
     events.sort(key=lambda event: event.ts_ms)
-    columns = from_events(events, feature_names(events))
     spec = spec or ModelSpec(model=model)
+    names = feature_names(events) if spec.features else feature_names(events, MAX_FEATURES)
+    columns = from_events(events, names)
     reference = references.build(spec, lambda: [columns], origin=f"the first {len(events)} events")
     return references.dump(reference, spec)

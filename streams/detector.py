@@ -31,17 +31,18 @@ def run(settings: Settings, stop: Event) -> None:
     """Detect until ``stop`` is set.
 
     Raises:
-        TransientError: the broker does not answer.
+        TransientError: the broker does not answer, or a topic is not there.
     """
+    kafka = wiring.require_broker(settings)
     topics, partitions = wiring.topics(settings), settings.kafka.detector_partitions
-    registry = Registry(wiring.kafka(settings), topics)
-    registry.start()
+    registry = Registry(kafka, topics)
+    registry.start(stop)
     bindings = [
         Binding(
             "merge",
             (topics.profiles,),
             topics.changelog("merge"),
-            MergeStage(topics, partitions, registry),
+            MergeStage(topics, partitions, registry, sources=settings.kafka.predictions_partitions),
         ),
         Binding(
             "performance",
@@ -57,7 +58,7 @@ def run(settings: Settings, stop: Event) -> None:
         ),
     ]
     worker = WorkerSettings(
-        kafka=wiring.kafka(settings),
+        kafka=kafka,
         group=f"{topics.prefix}detector",
         instance=settings.detector.instance,
         stall_s=settings.detector.stalled_after_s,

@@ -2,7 +2,8 @@
 
 The meaning is in ``alerting``; this adapter owns topics, keys and durability. The protocol of one message:
 
-1. *Value fence.* The model's book holds the last applied offset of each topic: a message at or below it is skipped.
+1. *Value fence.* The model's book holds the last applied offset of each topic: a message at or below it is skipped. One of
+   another kind, or that cannot be read, goes to the dead letters.
 2. *Decide.* The incident machine and the notification plan give a new book, incidents and outbox items.
 3. *Send*, then *write*: the runner has the outputs acknowledged before the book is written. A crash in between applies
    the message again to the old book, which gives the same outputs with the same ids.
@@ -23,10 +24,9 @@ from alerting.book import Book, Rules, decode_book, encode_book
 from alerting.incidents import DEFAULT_RULES, Change, command, step
 from alerting.notify import plan
 from monitor import wire
-from monitor.errors import IncompatibleError
 from monitor.wire import Command, OutboxItem, Verdicts
 from streams.registry import Lookup
-from streams.stage import Output, Stage, Step
+from streams.stage import Output, Stage, Step, dead_letter, read
 from streams.topics import Topics
 
 _BOOK: Final = b"book/"
@@ -56,9 +56,10 @@ class IncidentStage(Stage):
 
     @override
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
-        message = wire.decode(value)
+        message = read(value)
         if not isinstance(message, Verdicts | Command):
-            raise IncompatibleError(f"{type(message).__name__} on {topic}")
+            yield dead_letter(self._topics.dlq, "incidents", topic, partition, offset, value)
+            return
         books = self._books.setdefault(partition, {})
         book = books.get(message.model, Book(message.model))
         if offset <= book.offsets.get(topic, -1):  # 1.

@@ -3,15 +3,21 @@
 The protocol of one message; the numbers stand in the code:
 
 1. *Offset fence.* A message at or below the last applied offset is known: skip it.
-2. *Chain fence.* Each link must start where its source partition was left. A gap is a lost message: ``ChainBreakError``, before anything is applied.
+   One that is no profiles message goes to the dead letters.
+2. *Chain fence* (``streams.chain``). Each link must start where its source partition was left. A gap is a lost message: it is counted in the table,
+   and then ``ChainBreakError``, before anything is applied. A gap that outlives the restarts is booked as a hole, and passed.
 3. *Merge.* Deltas go into open panes. A pane or series whose value holds this message already (*value fence*: the offset stored beside it) skips it.
-   A delta for a closed pane becomes a late contribution to its windows.
+   A delta for a closed pane becomes a late contribution to its windows. One whose reference is not to be had is left out: the ledger shows its events
+   as unaccounted, since its link counts them and no window does.
 4. *Close.* Panes and windows that the new watermark has passed close in the order of event time and are judged.
-5. *Write*, in this order: open panes, series, deletions of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
+5. *Write*, in this order: what restoring left over is deleted, open panes, series, deletions of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
 
 A crash leaves a prefix of the writes, and without the chain the message is applied again: what was written has its fence, the rest is computed anew
 from the same values, and outputs repeat bit for bit. A closed pane that was not deleted is known by its series, which holds it. The chain is no
 deletion, and so never the tombstone at the end of a changelog that compaction would take away from under a recovery.
+
+References are found on the compacted ``models`` topic, which may have dropped an old one between two lives of this process. State in its bins cannot
+be read then: its rows are left out, and deleted with the next writes.
 """
 
 from __future__ import annotations
@@ -26,40 +32,30 @@ from msgspec.structs import replace
 from typing_extensions import override
 
 from monitor import wire
-from monitor.errors import IncompatibleError
+from monitor.errors import IncompatibleError, TransientError
 from monitor.judge import Judge
 from monitor.panes import (
     ClosedPane,
     ClosedWindow,
-    LinkFate,
     Panes,
     SeriesKey,
-    SourceMark,
     Windows,
-    check_link,
-    combined_watermark,
     late_contributions,
 )
 from monitor.profile import Layout, Profile
 from streams.calibrate import Samples
+from streams.chain import ChainFence
 from streams.models import Model
 from streams.registry import Lookup
-from streams.stage import ChainBreakError, Output, Stage, Step
+from streams.stage import ChainBreakError, Output, Stage, Step, dead_letter, read
 from streams.topics import Topics, partition_of
 
-_CHAIN: Final = b"chain"
 _PANE: Final = b"pane/"
 _SERIES: Final = b"series/"
 _NEVER: Final = -1
 
 PaneKey = tuple[SeriesKey, int]
 T = TypeVar("T")
-
-
-class _ChainState(msgspec.Struct, array_like=True):
-    offset: int
-    watermark_ms: int | None
-    marks: dict[int, tuple[int, int | None, bool]]
 
 
 class _PaneState(msgspec.Struct, array_like=True):
@@ -82,14 +78,12 @@ class _SeriesState(msgspec.Struct, array_like=True):
 class _Partition:
     """State of one ``profiles`` partition. Mutable: one owner, the stage."""
 
-    offset: int = _NEVER
-    watermark_ms: int | None = None
-    marks: dict[int, SourceMark] = field(default_factory=dict)
+    chain: ChainFence
     panes: dict[str, Panes] = field(default_factory=dict)
     judges: dict[SeriesKey, Judge] = field(default_factory=dict)
     fences: dict[PaneKey | SeriesKey, int] = field(default_factory=dict)
     stored: set[PaneKey] = field(default_factory=set)
-    orphans: list[PaneKey] = field(default_factory=list)  # closed before a crash, but not deleted
+    orphans: list[bytes] = field(default_factory=list)  # rows that restoring found to be dead
     samples: Samples = field(default_factory=Samples)
 
 
@@ -111,26 +105,29 @@ class MergeStage(Stage):
         topics: where outputs go.
         partitions: partitions of the detector's topics.
         lookup: the models and their references.
+        sources: partitions of ``predictions``; the watermark waits until all of them were heard of.
     """
 
-    def __init__(self, topics: Topics, partitions: int, lookup: Lookup) -> None:
+    def __init__(
+        self, topics: Topics, partitions: int, lookup: Lookup, *, sources: int = 1
+    ) -> None:
         self._topics, self._partitions, self._lookup = topics, partitions, lookup
+        self._sources = sources
         self._held: dict[int, _Partition] = {}
+        self._lost: set[tuple[str, str]] = set()  # model and bins: waited for in vain
+        self._waited = False  # in this message, or in this round of restores
 
     @override
     def restore(self, partition: int, table: Iterable[tuple[bytes, bytes]]) -> None:
-        state = self._held[partition] = _Partition()
+        state = self._held[partition] = _Partition(ChainFence(self._sources))
         rows = dict(table)
         for key, value in rows.items():
             if key.startswith(_SERIES):
-                self._restore_series(state, value)
+                self._restore_series(state, key, value)
         for key, value in rows.items():
             if key.startswith(_PANE):
-                self._restore_pane(state, value)
-        if _CHAIN in rows:
-            chain = _decode(rows[_CHAIN], _ChainState)
-            state.offset, state.watermark_ms = chain.offset, chain.watermark_ms
-            state.marks = {p: SourceMark(*mark) for p, mark in chain.marks.items()}
+                self._restore_pane(state, key, value)
+        state.chain.restore(rows)
         state.samples.restore(rows)
 
     @override
@@ -139,47 +136,43 @@ class MergeStage(Stage):
 
     @override
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
-        state = self._held.setdefault(partition, _Partition())
-        if offset <= state.offset:  # 1.
+        state = self._held.setdefault(partition, _Partition(ChainFence(self._sources)))
+        chain, self._waited = state.chain, False
+        if offset <= chain.offset:  # 1.
             return
-        message = wire.decode(value)
+        message = read(value)
         if not isinstance(message, wire.Profiles):
-            raise IncompatibleError(f"{type(message).__name__} on {topic}")
-        if not self._follows(state, message.links):  # 2.
+            yield dead_letter(self._topics.dlq, "merge", topic, partition, offset, value)
             return
-        marks = state.marks | {
-            x.partition: SourceMark(x.end, x.watermark_ms, x.idle) for x in message.links
-        }
-        watermark = _later(state.watermark_ms, combined_watermark(marks.values()))
+        try:
+            admitted = chain.admit(offset, message.links)  # 2.
+        except ChainBreakError:
+            yield Step(writes=(chain.break_row(),))
+            raise
+        if admitted is None:
+            return
         effects = _Effects()
         for i, delta in enumerate(message.deltas):  # 3.
             self._merge(state, effects, delta, offset, f"{partition}:{offset}:{i}")
-        if watermark is not None:  # 4.
-            self._close(state, effects, watermark)
+        chain.advance(offset, admitted)
+        if chain.watermark_ms is not None:  # 4.
+            self._close(state, effects, chain.watermark_ms)
         self._calibrate(state, effects, message.samples, offset)
         held = sum(panes.held() for panes in state.panes.values())
-        effects.outputs += [self._ledger(partition, offset, held, link) for link in message.links]
-        state.offset, state.watermark_ms, state.marks = offset, watermark, marks
+        effects.outputs += [self._ledger(partition, offset, held, link) for link in admitted.links]
         yield Step(tuple(effects.outputs), tuple(self._writes(state, effects)))  # 5.
 
-    def _follows(self, state: _Partition, links: list[wire.Link]) -> bool:
-        fates = {
-            x.partition: check_link(
-                state.marks.get(x.partition), x.start, x.end, announced=x.jump is not None
-            )
-            for x in links
-        }
-        if LinkFate.BREAK in fates.values():
-            gaps = [
-                f"partition {x.partition}: applied to {state.marks[x.partition].position}, next starts at {x.start}"
-                for x in links
-                if fates[x.partition] is LinkFate.BREAK
-            ]
-            raise ChainBreakError("; ".join(gaps))
-        return not links or LinkFate.APPLY in fates.values()
-
-    def _model(self, state: _Partition, name: str, bins_id: str) -> Model:
-        model = self._lookup.model(name, bins_id)
+    def _model(self, state: _Partition, name: str, bins_id: str) -> Model | None:
+        """The model with these bins; ``None`` where nobody knows them, after one wait for whatever is unknown."""
+        bins = (name, bins_id)
+        if (self._waited or bins in self._lost) and not self._lookup.known(*bins):
+            return None
+        try:
+            model = self._lookup.model(*bins)
+        except TransientError:
+            self._lost.add(bins)
+            self._waited = True
+            return None
         if name not in state.panes:
             windows = model.spec.windows
             state.panes[name] = Panes(windows.pane, windows.sizes, windows.lateness)
@@ -190,9 +183,11 @@ class MergeStage(Stage):
     ) -> None:
         key = SeriesKey(delta.model, delta.version, delta.segment, delta.bins_id)
         model = self._model(state, delta.model, delta.bins_id)
+        if model is None:
+            return
         panes = state.panes[delta.model]
         profile = Profile.from_bytes(_layout(model), delta.profile)
-        if delta.late or panes.is_passed(delta.pane_ms, state.watermark_ms):
+        if delta.late or panes.is_passed(delta.pane_ms, state.chain.watermark_ms):
             for window in late_contributions(key, delta.pane_ms, profile, panes.sizes_ms):
                 effects.outputs.append(self._window(window, offset, contribution=name))
             return
@@ -242,18 +237,21 @@ class MergeStage(Stage):
             if model is not None and model.reference is not None:
                 effects.writes += state.samples.finish(sample.model)
                 continue
-            writes, record = state.samples.add(
-                sample, None if model is None else model.spec, offset, i
-            )
-            effects.writes += writes
-            if record is not None:
-                effects.outputs.append(
-                    Output(self._topics.models, 0, sample.model.encode(), record)
-                )
+            spec = None if model is None else model.spec
+            taken = state.samples.add(sample, spec, offset, i)
+            effects.writes += taken.writes
+            name = sample.model.encode()
+            if taken.record is not None:
+                effects.outputs.append(Output(self._topics.models, 0, name, taken.record))
+            if taken.failure is not None:
+                reason = f"no reference for {sample.model}: {taken.failure}".encode()
+                effects.outputs.append(Output(self._topics.dlq, 0, b"calibration:" + name, reason))
 
     def _writes(self, state: _Partition, effects: _Effects) -> Iterator[tuple[bytes, bytes | None]]:
+        yield from ((key, None) for key in state.orphans)  # first: a row may come again
+        state.orphans.clear()
         for key, start in sorted(effects.panes.keys() - effects.closed):
-            pane = _PaneState(key, start, state.offset, effects.panes[key, start].to_bytes())
+            pane = _PaneState(key, start, state.chain.offset, effects.panes[key, start].to_bytes())
             state.stored.add((key, start))
             yield _pane_key(key, start), _encode(pane)
         for key in sorted(effects.series):
@@ -262,31 +260,29 @@ class MergeStage(Stage):
                 (size, start, profile.to_bytes()) for size, (start, profile) in windows.open.items()
             ]
             judge = state.judges[key].snapshot()
-            state.fences[key] = state.offset
+            state.fences[key] = state.chain.offset
             yield (
                 _series_key(key),
                 _encode(
                     _SeriesState(
-                        key, state.offset, windows.first_ms, windows.through_ms, kept, judge
+                        key, state.chain.offset, windows.first_ms, windows.through_ms, kept, judge
                     )
                 ),
             )
         yield from sorted(effects.writes, key=lambda write: write[1] is None)
-        yield from ((_pane_key(*pane_key), None) for pane_key in state.orphans)
-        state.orphans.clear()
         for pane_key in sorted(effects.closed):
             state.fences.pop(pane_key, None)
             if pane_key in state.stored:
                 state.stored.discard(pane_key)
                 yield _pane_key(*pane_key), None
-        marks = {
-            p: (mark.position, mark.watermark_ms, mark.idle) for p, mark in state.marks.items()
-        }
-        yield _CHAIN, _encode(_ChainState(state.offset, state.watermark_ms, marks))
+        yield from state.chain.rows()
 
-    def _restore_series(self, state: _Partition, value: bytes) -> None:
+    def _restore_series(self, state: _Partition, row: bytes, value: bytes) -> None:
         stored = _decode(value, _SeriesState)
         model = self._model(state, stored.key.model, stored.key.bins_id)
+        if model is None:
+            state.orphans.append(row)
+            return
         sizes = state.panes[stored.key.model].sizes_ms
         windows = Windows(sizes, stored.first_ms, stored.through_ms)
         for size, start, profile in stored.windows:
@@ -297,18 +293,16 @@ class MergeStage(Stage):
         )
         state.fences[stored.key] = stored.offset
 
-    def _restore_pane(self, state: _Partition, value: bytes) -> None:
+    def _restore_pane(self, state: _Partition, row: bytes, value: bytes) -> None:
         stored = _decode(value, _PaneState)
         model = self._model(state, stored.key.model, stored.key.bins_id)
-        panes = state.panes[stored.key.model]
-        if panes.is_taken(stored.key, stored.start_ms):
-            state.orphans.append((stored.key, stored.start_ms))
-        else:
-            state.stored.add((stored.key, stored.start_ms))
-            panes.add(
-                stored.key, stored.start_ms, Profile.from_bytes(_layout(model), stored.profile)
-            )
-            state.fences[stored.key, stored.start_ms] = stored.offset
+        pane, held = (stored.key, stored.start_ms), state.panes.get(stored.key.model)
+        if model is None or held is None or held.is_taken(*pane):
+            state.orphans.append(row)
+            return
+        state.stored.add(pane)
+        held.add(*pane, Profile.from_bytes(_layout(model), stored.profile))
+        state.fences[pane] = stored.offset
 
     def _window(self, window: ClosedWindow, revision: int, *, contribution: str) -> Output:
         key = window.key
@@ -347,11 +341,6 @@ class MergeStage(Stage):
         return Output(
             topic, partition_of(model, self._partitions), model.encode(), wire.encode(message)
         )
-
-
-def _later(a: int | None, b: int | None) -> int | None:
-    """A watermark never goes back: a partition that wakes up behind it has late events, not an older watermark."""
-    return max((w for w in (a, b) if w is not None), default=None)
 
 
 def _pane_key(key: SeriesKey, start_ms: int) -> bytes:

@@ -1,7 +1,8 @@
 """The ``performance`` stage: how labelled windows did, against the reference and against their own past.
 
 Only final windows are judged, each once and in order: the first labels of a window are the quick ones, and quick is not typical. What is remembered of a
-series of windows is one value with its *fence*, the offset of the last message in it: a message at or below it is known.
+series of windows is one value with its *fence*, the offset of the last message in it: a message at or below it is known. What is no performance window
+goes to the dead letters.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from typing_extensions import override
 from monitor import wire
 from monitor.calibration import Levels
 from monitor.detectors import Adwin, AdwinConfig, ErrorStream
-from monitor.errors import IncompatibleError
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.verdicts import judge_performance
 from streams.registry import Lookup
-from streams.stage import Output, Stage, Step
+from streams.stage import Output, Stage, Step, dead_letter, read
 from streams.topics import Topics, partition_of
 
 _SERIES: Final = b"errors/"
@@ -67,9 +67,10 @@ class PerformanceStage(Stage):
 
     @override
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
-        window = wire.decode(value)
+        window = read(value)
         if not isinstance(window, wire.Performance):
-            raise IncompatibleError(f"{type(window).__name__} on {topic}")
+            yield dead_letter(self._topics.dlq, "performance", topic, partition, offset, value)
+            return
         model = self._lookup.newest(window.model)
         if not window.final or model is None or model.reference is None:
             return

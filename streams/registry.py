@@ -7,6 +7,7 @@ model decides its spec and what new events are counted with.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from threading import Condition, Event, Thread
 from typing import Final, Protocol
@@ -27,6 +28,7 @@ _POLL_S: Final = 0.2
 _PATIENCE_S: Final = (
     30.0  # a record that somebody else has read already arrives within a fetch or two
 )
+_ANSWER_S: Final = 2.0
 _KEPT_REFERENCES: Final = 16  # per model: older ones have no open panes any more
 
 
@@ -42,6 +44,9 @@ class Lookup(Protocol):
         Raises:
             TransientError: it is not known, even after waiting.
         """
+
+    def known(self, model: str, bins_id: str) -> bool:
+        """Whether ``model`` has an answer now, without waiting."""
 
 
 def read(kafka: KafkaSettings, topics: Topics) -> Mapping[str, Model]:
@@ -70,19 +75,31 @@ class Registry(Lookup):
         self._newest: dict[str, Model] = {}
         self._by_bins: dict[str, dict[str, Model]] = {}
         self._current = False
+        self._obstacle = f"{self._topic} at {kafka.bootstrap} could not be read"
         self._stop = Event()
         self._thread = Thread(target=self._run, name="registry", daemon=True)
 
-    def start(self, timeout_s: float = _PATIENCE_S) -> None:
-        """Read the topic to its present end.
+    def start(self, stop: Event | None = None, *, timeout_s: float = _PATIENCE_S) -> None:
+        """Read the topic to its present end. What fails leaves no thread behind, and is not started again.
+
+        Args:
+            stop: ends the wait.
+            timeout_s: so does this.
 
         Raises:
-            TransientError: that took longer than ``timeout_s``.
+            TransientError: the end was not reached.
         """
         self._thread.start()
+        deadline = time.monotonic() + timeout_s
         with self._changed:
-            if not self._changed.wait_for(lambda: self._current, timeout_s):
-                raise TransientError(f"{self._topic} at {self._kafka.bootstrap} could not be read")
+            while not self._current and time.monotonic() < deadline:
+                if stop is not None and stop.is_set():
+                    break
+                self._changed.wait(_POLL_S)
+            current = self._current
+        if not current:
+            self.stop()
+            raise TransientError(self._obstacle)
 
     def stop(self) -> None:
         """End the thread."""
@@ -104,6 +121,11 @@ class Registry(Lookup):
             return self._newest.get(model)
 
     @override
+    def known(self, model: str, bins_id: str) -> bool:
+        with self._changed:
+            return bins_id in self._by_bins.get(model, {})
+
+    @override
     def model(self, model: str, bins_id: str) -> Model:
         with self._changed:
             # Another process may have seen a new reference first and sent profiles made with it.
@@ -111,6 +133,7 @@ class Registry(Lookup):
                 lambda: bins_id in self._by_bins.get(model, {}), self._patience_s
             )
             if not known:
+                logger.warning("%s: no reference with bins %s on %s", model, bins_id, self._topic)
                 raise TransientError(f"{model}: no reference with bins {bins_id}")
             return self._by_bins[model][bins_id]
 
@@ -119,7 +142,12 @@ class Registry(Lookup):
             try:
                 self._follow()
             except KafkaException as err:
-                logger.warning("registry: %s", err.args[0].str())
+                said = f"{self._topic} at {self._kafka.bootstrap} could not be read: {err.args[0].str()}"
+                if err.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    said = f"topic {self._topic} is not there: run `driftline topics create`"
+                if said != self._obstacle:
+                    logger.warning("%s", said)
+                self._obstacle = said
                 self._stop.wait(1.0)
 
     def _follow(self) -> None:
@@ -128,6 +156,10 @@ class Registry(Lookup):
         config = consumer_config(self._kafka, self._group, logger) | {"enable.partition.eof": True}
         consumer = Consumer(config)
         try:
+            # Asked for, since a consumer is not told of a missing topic for its first 30 seconds.
+            found = consumer.list_topics(self._topic, timeout=_ANSWER_S).topics[self._topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
             consumer.assign([TopicPartition(self._topic, 0, OFFSET_BEGINNING)])
             while not self._stop.is_set():
                 for message in consumer.consume(500, timeout=_POLL_S):
@@ -155,6 +187,9 @@ class Registry(Lookup):
                 model = Model(*references.load(value))
             except IncompatibleError as err:
                 logger.warning("model %s left out: %s", name, err)
+                return
+            except Exception as err:  # noqa: BLE001  of one record: the thread serves all models
+                logger.warning("model %s left out: %s", name, type(err).__name__)
                 return
         with self._changed:
             if model is None:

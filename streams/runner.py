@@ -198,9 +198,18 @@ class StageRunner:
         5. The table follows, and then the offsets that may be committed.
 
         Much of it makes 3 to 5 run more than once, between two steps. Any exception ends the process, cancellation
-        too: the stage's memory is then ahead of its table and must not be used again.
+        too: the stage's memory is then ahead of its table and must not be used again. Before a chain break ends it,
+        the steps yielded until then are made durable: among them is the count of the break.
         """
-        pending, reached = Pending(), dict[Target, int]()
+        reached = dict[Target, int]()
+        try:
+            await self._advance(batch, reached)
+        except BaseException as failure:  # noqa: BLE001  see above
+            self.fail(failure)
+        self._durable |= reached
+
+    async def _advance(self, batch: Sequence[Incoming], reached: dict[Target, int]) -> None:
+        pending = Pending()
         try:
             for incoming in batch:
                 if not self._admit(incoming):  # 1.
@@ -216,10 +225,10 @@ class StageRunner:
                 pending.messages += 1
                 reached[incoming.topic, incoming.partition] = incoming.offset + 1
                 await asyncio.sleep(0)  # the turn of other stages, commits and heartbeats
-            await self._flush(pending)
-        except BaseException as failure:  # noqa: BLE001  see above
-            self.fail(failure)
-        self._durable |= reached
+        except ChainBreakError:
+            await self._flush(pending)  # the stage counts its breaks there
+            raise
+        await self._flush(pending)
 
     def _admit(self, incoming: Incoming) -> bool:
         if incoming.assignment != self.assignment or incoming.partition not in self._ready:

@@ -15,7 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from monitor import wire
+from monitor.errors import IncompatibleError
+
+_LETTER_BYTES: Final = 900_000  # brokers take 1 MiB a record; what is cut stays where it came from
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class Step:
 class ChainBreakError(Exception):
     """A message is missing between the last one applied and this one: nothing of this one may be applied.
 
-    The runner ends the process, so that the supervisor restarts it and it reads again from the committed offset.
+    The runner makes durable what was yielded before, and ends the process, so that the supervisor restarts it and it
+    reads again from the committed offset.
     """
 
 
@@ -62,3 +68,19 @@ class Stage(Protocol):
         Raises:
             ChainBreakError: a message before this one is missing.
         """
+
+
+def read(value: bytes) -> wire.Message | None:
+    """The message in ``value``; ``None`` where it is not one that this release can read."""
+    try:
+        return wire.decode(value)
+    except (IncompatibleError, RecursionError):
+        return None
+
+
+def dead_letter(
+    dlq: str, stage: str, topic: str, partition: int, offset: int, value: bytes
+) -> Step:
+    """What becomes of a message that will never be one for ``stage``: a dead letter, whose key says why and from where."""
+    key = f"{stage}:{topic}:{partition}:{offset}:incompatible".encode()
+    return Step((Output(dlq, 0, key, value[:_LETTER_BYTES]),))

@@ -179,6 +179,11 @@ def test_the_combined_watermark(marks: Iterable[str], watermark: int | None) -> 
     assert combined_watermark(map(mark, marks)) == watermark
 
 
+def test_source_partitions_not_heard_of_hold_the_watermark_back() -> None:
+    assert combined_watermark(map(mark, ["9", "-z"]), sources=3) is None
+    assert combined_watermark(map(mark, ["9", "-z", "7z"]), sources=3) == 9
+
+
 @pytest.mark.parametrize(
     ("position", "start", "end", "announced", "fate"),
     [

@@ -203,6 +203,9 @@ def test_the_id_is_of_the_content_and_not_of_where_it_came_from() -> None:
     assert one.reference_id == two.reference_id != other.reference_id
 
 
+DEEP = zlib.compress(b"[" * 200_000)
+
+
 def test_a_damaged_or_foreign_record_is_named(tmp_path: Path) -> None:
     reference = build(spec(), lambda: [columns(rows(50))])
     form = reference.to_dict()
@@ -213,11 +216,14 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path: Path) -> None:
         {**form, "profiles": {"": [1, 2, 3]}},
         {**form, "profiles": {"": 5}},
         {**form, "nulls": {"": {"x": {}}}},
+        {**form, "profiles": {}},
+        {**form, "profiles": {"": [2**70] * reference.layout.size}},
+        {**form, "bins": {"x": None}},
     ):
         with pytest.raises(IncompatibleError):
             Reference.from_dict(broken)
     record = dump(reference, spec())
-    for value in (b"", b"x", record[:-9], record[:40], zlib.compress(b"{}")):
+    for value in (b"", b"x", record[:-9], record[:40], zlib.compress(b"{}"), DEEP):
         with pytest.raises(IncompatibleError):
             load(value)
 

@@ -40,6 +40,15 @@ class Known(Lookup):
             raise TransientError(f"{model}: no reference with bins {bins_id}")
         return known
 
+    @override
+    def known(self, model: str, bins_id: str) -> bool:
+        known = self.models.get(model)
+        return (
+            known is not None
+            and known.reference is not None
+            and known.reference.layout.bins_id == bins_id
+        )
+
 
 def model(name: str, **changes: object) -> Model:
     """A model with a reference of 2,000 rows."""

@@ -8,13 +8,13 @@ import pytest
 from typing_extensions import override
 
 from monitor import wire
-from monitor.errors import IncompatibleError, TransientError
+from monitor.errors import TransientError
 from monitor.spec import ModelSpec
 from monitor.wire import Command, Incident, OutboxItem, Verdicts, Window
 from streams.incidents import IncidentStage
 from streams.models import Model
 from streams.registry import Lookup
-from streams.stage import Output
+from streams.stage import Output, Step
 from streams.topics import Topics
 from tests.alerting.builders import DAY, MODEL, START, fault, judged, spec, verdict
 from tests.alerting.test_notify import FALLING
@@ -35,6 +35,10 @@ class Known(Lookup):
     @override
     def model(self, model: str, bins_id: str) -> Model:
         raise TransientError("the incidents stage asks for no reference")
+
+    @override
+    def known(self, model: str, bins_id: str) -> bool:
+        return False
 
 
 class Worker:
@@ -157,7 +161,17 @@ def test_forgotten_partitions_start_from_their_table() -> None:
     assert worker.apply(0, HISTORY[1]) == []
 
 
-def test_a_message_of_another_kind_is_refused() -> None:
-    window = Window("m", "1", "", 1, 0, "", 0, "b", 0, b"")
-    with pytest.raises(IncompatibleError, match="Window on"):
-        list(Worker().stage.advance(TOPICS.verdicts, 0, 0, wire.encode(window)))
+@pytest.mark.parametrize("topic", [TOPICS.verdicts, TOPICS.commands])
+@pytest.mark.parametrize(
+    "value",
+    [wire.encode(Window("m", "1", "", 1, 0, "", 0, "b", 0, b"")), b"somebody else's"],
+    ids=["another kind", "no envelope"],
+)
+def test_a_foreign_message_goes_to_the_dead_letters_and_the_next_is_applied(
+    topic: str, value: bytes
+) -> None:
+    worker = Worker()
+    (step,) = worker.stage.advance(topic, 0, 8, value)
+    key = f"incidents:{topic}:0:8:incompatible".encode()
+    assert step == Step((Output(TOPICS.dlq, 0, key, value),))
+    assert worker.apply(9, HISTORY[1]) != []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,18 +13,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from monitor import reference as references
 from monitor import wire
 from monitor.columns import OTHER_SEGMENT
-from monitor.errors import IncompatibleError, TransientError
 from monitor.panes import SourceMark
+from streams.calibrate import MAX_FEATURES
+from streams.chain import RESTARTS
 from streams.merge import MergeStage
 from streams.models import Model
 from streams.profiling import SourceMessage
 from streams.stage import ChainBreakError, Output, Step
 from streams.topics import Topics, partition_of
-from tests.monitor.builders import MINUTE, MODEL, SECOND, START, event, spec
+from tests.monitor.builders import MINUTE, MODEL, SECOND, START, columns, event, past, spec
 from tests.streams.builders import PARTITIONS, Known, Profiling, cuts, marks, message, model
 
 TOPICS = Topics()
@@ -107,13 +110,14 @@ class Runner:
         default_factory=lambda: [{} for _ in range(PARTITIONS)]
     )
     outputs: list[Output] = field(default_factory=list)
+    sources: int = 1
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """A new process: everything but the tables is gone."""
-        self.stage = MergeStage(TOPICS, PARTITIONS, self.known)
+        self.stage = MergeStage(TOPICS, PARTITIONS, self.known, sources=self.sources)
         for partition, table in enumerate(self.tables):
             self.stage.restore(partition, table.items())
 
@@ -142,7 +146,8 @@ class Runner:
         return self
 
     def messages(self) -> list[wire.Message]:
-        return [wire.decode(o.value) for o in self.outputs if o.topic != TOPICS.models]
+        unlike = (TOPICS.models, TOPICS.dlq)
+        return [wire.decode(o.value) for o in self.outputs if o.topic not in unlike]
 
 
 def windows(messages: Iterable[wire.Message]) -> dict[tuple[Cell, str], int]:
@@ -347,13 +352,15 @@ class TestChain:
 
     def test_a_missing_message_stops_everything_before_any_effect(self) -> None:
         runner, values, partition = self.fed(3)
-        before = len(runner.outputs), [dict(t) for t in runner.tables]
+        before = len(runner.outputs), dict(runner.tables[partition])
         gap = next(
             at for at in range(4, 9) if has_events(values[at - 1]) and has_events(values[at])
         )
         with pytest.raises(ChainBreakError, match=r"partition \d: applied to \d+, next starts at"):
             runner.feed(partition, gap, values[gap])
-        assert (len(runner.outputs), runner.tables) == before
+        after = dict(runner.tables[partition])
+        assert after.pop(b"break")  # counted, for the next life
+        assert (len(runner.outputs), after) == before
         for offset in range(3, len(values)):
             runner.feed(partition, offset, values[offset])
         whole, _, _ = self.fed(len(values))
@@ -379,18 +386,123 @@ class TestChain:
         after = run.batch([message(0, 10_001, event(START + 6 * MINUTE))])
         assert runner.feed(partition, 5, wire.encode(after.profiles[partition])) > 0
 
-    def test_a_message_of_another_kind_is_named(self) -> None:
-        runner, _, partition = self.fed(1)
-        other = wire.encode(wire.Command("approve", "m", "i", "ann", 5))
-        with pytest.raises(IncompatibleError, match=r"Command on driftline\.profiles"):
-            runner.feed(partition, 1, other)
+    def test_a_lost_message_is_passed_after_some_restarts_and_the_ledger_shows_the_hole(
+        self,
+    ) -> None:
+        runner, values, partition = self.fed(3)
+        gap = next(
+            at for at in range(4, 9) if has_events(values[at - 1]) and has_events(values[at])
+        )
+        for _ in range(RESTARTS):
+            with pytest.raises(ChainBreakError):
+                runner.feed(partition, gap, values[gap])
+            runner.start()
+        for offset in range(gap, len(values)):
+            runner.feed(partition, offset, values[offset])
+        jumps = {x.offset: x.jump for x in ledger(runner.messages()).values() if x.jump}
+        assert set(jumps) == {gap}
+        assert jumps[gap].startswith("lost ")
+        assert b"break" not in runner.tables[partition]
+        whole, _, _ = self.fed(len(values))
+        lost = sum((counted(whole.messages()) - counted(runner.messages())).values())
+        assert lost > 0
+        assert not counted(runner.messages()) - counted(whole.messages())
 
-    def test_profiles_of_an_unknown_reference_wait_and_nothing_is_written(self) -> None:
+    def test_a_batch_that_is_read_again_in_other_pieces_counts_once(self) -> None:
+        target = partition_of(MODEL, PARTITIONS)
+        log = [message(0, i, event(START + i * SECOND)) for i in range(20)]
+        flush = [
+            message(p, at, event(START + 60 * MINUTE, model=FLUSH)) for p, at in ((0, 20), (1, 0))
+        ]
+        once, again = (Profiling(KNOWN.newest, marks((0, 1))) for _ in range(2))
+        batches = [once.batch(log), *map(again.batch, (log[:15], log[15:], flush))]
+        runner = Runner()
+        for offset, outcome in enumerate(batches):
+            runner.feed(target, offset, wire.encode(outcome.profiles[target]))
+        found = counted(runner.messages())
+        assert sum(n for c, n in found.items() if (c[2], c[3]) == ("", MINUTE)) == len(log)
+
+    @pytest.mark.parametrize(
+        "value",
+        [wire.encode(wire.Command("approve", "m", "i", "ann", 5)), b"somebody else's", b""],
+        ids=["another kind", "no envelope", "a tombstone"],
+    )
+    def test_a_foreign_message_goes_to_the_dead_letters_and_the_rest_goes_on(
+        self, value: bytes
+    ) -> None:
+        runner, values, partition = self.fed(3)
+        (step,) = runner.stage.advance(TOPICS.profiles, partition, 3, value)
+        key = f"merge:driftline.profiles:{partition}:3:incompatible".encode()
+        assert step == Step((Output(TOPICS.dlq, 0, key, value),))
+        for offset in range(3, len(values)):
+            runner.feed(partition, offset + 1, values[offset])
+        whole, _, _ = self.fed(len(values))
+        assert counted(runner.messages()) == counted(whole.messages())
+
+    def test_nothing_closes_before_every_source_partition_was_heard_of(self) -> None:
+        target = partition_of(MODEL, PARTITIONS)
+        run, late = Profiling(KNOWN.newest, marks((0,))), Profiling(KNOWN.newest, marks((1,)))
+        runner = Runner(sources=2)
+        runner.feed(
+            target, 0, wire.encode(run.batch([message(0, 0, event(START))]).profiles[target])
+        )
+        ahead = run.batch([message(0, 1, event(START + 9 * MINUTE))])
+        runner.feed(target, 1, wire.encode(ahead.profiles[target]))
+        assert windows(runner.messages()) == {}
+        heard = late.batch([message(1, 0, event(START + 9 * MINUTE))], idle=[1])
+        runner.feed(target, 2, wire.encode(heard.profiles[target]))
+        assert windows(runner.messages()) != {}
+
+
+class Compacted(Known):
+    """Knows the newest models only, and counts how often it was waited for."""
+
+    waits = 0
+
+    @override
+    def model(self, model: str, bins_id: str) -> Model:
+        self.waits += not self.known(model, bins_id)
+        return super().model(model, bins_id)
+
+
+class TestLostReference:
+    def test_its_deltas_are_left_out_after_one_wait_and_the_chain_goes_on(self) -> None:
         made = world(3, n=60, parts=8)
-        runner = Runner(known=Known())
-        with pytest.raises(TransientError):
-            runner.run(made.profiles)
-        assert all(set(table) <= {b"chain"} for table in runner.tables)
+        gone = Compacted(*(m for name, m in KNOWN.models.items() if name != MODEL))
+        runner, whole = Runner(known=gone).run(made.profiles), Runner().run(made.profiles)
+        assert counted(runner.messages()) == Counter(
+            {cell: n for cell, n in counted(whole.messages()).items() if cell[0] != MODEL}
+        )
+        assert gone.waits == 1
+        given, booked = (
+            {at: x.on_time for at, x in ledger(r.messages()).items()} for r in (whole, runner)
+        )
+        assert booked == given  # no window holds them, so the ledger calls them unaccounted
+
+    def test_its_state_is_dropped_when_it_comes_back_and_others_stay(self) -> None:
+        made, target = world(3, n=80, parts=6), partition_of(MODEL, PARTITIONS)
+        values = made.profiles[target]
+        runner = Runner()
+        for offset in range(3):
+            runner.feed(target, offset, values[offset])
+        rows = set(runner.tables[target])
+        assert {key.split(b"/")[0] for key in rows} >= {b"pane", b"series"}
+        newer = spec(MODEL, segments=[])
+        fresh = references.build(newer, lambda: [columns(past(np.random.default_rng(5), 300))])
+        kept = [m for name, m in KNOWN.models.items() if name != MODEL]
+        runner.known = Compacted(Model(newer, fresh), *kept)
+        runner.start()
+        assert runner.known.waits == 1
+        again = Profiling(runner.known.newest, marks((0, 1)))
+        log = [message(0, 0, event(START + 5 * MINUTE)), message(1, 0, event(START + 5 * MINUTE))]
+        jump = again.batch(log, jumps={0: "reset", 1: "reset"}).profiles[target]
+        runner.feed(target, 3, wire.encode(jump))
+        mine = {key for key in rows if MODEL.encode() in key}
+        assert mine
+        assert not mine & set(runner.tables[target])
+        assert any(MODEL.encode() in key for key in runner.tables[target])
+        runner.start()
+        assert runner.known.waits == 1
 
 
 def has_events(value: bytes) -> bool:
@@ -424,6 +536,52 @@ class TestCalibration:
         ]  # fmt: skip
         return [
             wire.encode(run.batch(log[at : at + size]).profiles[target]) for at in range(0, n, size)
+        ]
+
+    def test_a_reference_that_cannot_be_built_is_told_of_once_and_calibrating_ends(self) -> None:
+        target, runner = partition_of(NEW, PARTITIONS), Runner(known=Known(Model(self.SPEC, None)))
+        for offset, value in enumerate(self.messages()):
+            profiles = wire.decode(value)
+            assert isinstance(profiles, wire.Profiles)
+            spoiled = [msgspec.structs.replace(s, rows=b"spoiled") for s in profiles.samples]
+            value = wire.encode(msgspec.structs.replace(profiles, samples=spoiled))
+            runner.feed(target, offset, value)
+            runner.start()
+        assert self.letters(runner) == [b"no reference for new-model: damaged sample"]
+        assert self.records(runner) == []
+        assert set(runner.tables[target]) == {b"chain", b"sampled/new-model"}
+
+    def test_a_reference_that_fits_into_no_record_is_not_sent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("streams.calibrate.MAX_RECORD", 500)
+        runner = self.run()
+        (letter,) = self.letters(runner)
+        assert re.fullmatch(rb"no reference for new-model: the reference has \d+ bytes, over 500: name fewer features", letter)  # fmt: skip
+        assert self.records(runner) == []
+        assert not any(key.startswith(b"sample/") for table in runner.tables for key in table)
+
+    @pytest.mark.parametrize(("named", "kept"), [(False, MAX_FEATURES), (True, 250)])
+    def test_inferred_features_have_a_cap_and_named_ones_do_not(
+        self, named: bool, kept: int
+    ) -> None:
+        features = {f"f{i:03}": float(i) for i in range(250)}
+        types = {name: {"type": "numeric"} for name in features} if named else {}
+        chosen = spec(NEW, reference={"calibrate": {"events": 100}}, segments=[], features=types)
+        run = Profiling(lambda _: None, marks((0,)))
+        log = [message(0, i, event(START + i, model=NEW, features=features)) for i in range(100)]
+        target = partition_of(NEW, PARTITIONS)
+        runner = Runner(known=Known(Model(chosen, None)))
+        runner.feed(target, 0, wire.encode(run.batch(log).profiles[target]))
+        ((_, found),) = self.records(runner)
+        assert found.reference is not None
+        assert sum(name.startswith("f") for name in found.reference.layout.bins) == kept
+
+    def letters(self, runner: Runner) -> list[bytes]:
+        return [
+            o.value
+            for o in runner.outputs
+            if (o.topic, o.key) == (TOPICS.dlq, b"calibration:new-model")
         ]
 
     def records(self, runner: Runner) -> list[tuple[bytes | None, Model]]:

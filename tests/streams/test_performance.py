@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from monitor import wire
-from monitor.errors import IncompatibleError
 from monitor.wire import Performance, Verdicts
 from streams.models import Model
 from streams.performance import PerformanceStage
-from streams.stage import Step
+from streams.stage import Output, Step
 from streams.topics import Topics, partition_of
 from tests.monitor.builders import HOUR, MODEL, START, spec
 from tests.streams.builders import PARTITIONS, Known, model
@@ -160,10 +159,17 @@ def test_series_do_not_see_each_other() -> None:
     assert len(runner.table) == 4
 
 
-def test_a_message_of_another_kind_is_named() -> None:
-    other = wire.encode(wire.Command("approve", "m", "i", "ann", 5))
-    with pytest.raises(IncompatibleError, match=r"Command on driftline\.performance"):
-        Runner().feed(0, other)
+@pytest.mark.parametrize(
+    "value",
+    [wire.encode(wire.Command("approve", "m", "i", "ann", 5)), b"somebody else's", b""],
+    ids=["another kind", "no envelope", "a tombstone"],
+)
+def test_a_foreign_message_goes_to_the_dead_letters_and_the_next_is_judged(value: bytes) -> None:
+    runner = Runner()
+    (step,) = runner.stage.advance(TOPICS.performance, 0, 4, value)
+    key = b"performance:driftline.performance:0:4:incompatible"
+    assert step == Step((Output(TOPICS.dlq, 0, key, value),))
+    assert runner.feed(5, window(0)) != []
 
 
 def test_a_partition_that_moved_away_is_forgotten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from monitor import reference as references
 from monitor.errors import TransientError
+from monitor.reference import Reference
+from monitor.spec import ModelSpec
 from streams.clients import KafkaSettings
 from streams.models import Model, publish
 from streams.registry import Registry, read
@@ -128,10 +132,54 @@ def test_a_record_that_cannot_be_read_is_left_out_with_a_word(
     assert "model damaged left out: damaged model record" in caplog.text
 
 
-def test_a_topic_that_is_not_there_is_waited_for_and_then_named(embedded_broker: str) -> None:
-    registry = Registry(KafkaSettings(embedded_broker), Topics(f"none-{uuid.uuid4().hex}."))
-    try:
-        with pytest.raises(TransientError, match="could not be read"):
-            registry.start(0.5)
-    finally:
-        registry.stop()
+def test_a_record_that_breaks_its_reader_does_not_end_the_thread(
+    embedded_broker: str,
+    started: Started,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    load = references.load
+
+    def fragile(value: bytes) -> tuple[ModelSpec, Reference | None]:
+        if value == b"evil":
+            raise ZeroDivisionError("hunter2")
+        return load(value)
+
+    monkeypatch.setattr("streams.registry.references.load", fragile)
+    bench = Bench(embedded_broker)
+    bench.produce("evil", b"evil")
+    bench.publish(model())
+    assert list(started(bench).all()) == [MODEL]
+    assert "model evil left out: ZeroDivisionError" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def threads() -> int:
+    return sum(thread.name == "registry" for thread in threading.enumerate())
+
+
+def test_a_topic_that_is_not_there_is_waited_for_and_then_named(broker_address: str) -> None:
+    before = threads()
+    registry = Registry(KafkaSettings(broker_address), Topics(f"none-{uuid.uuid4().hex}."))
+    says = r"topic none-\w+\.models is not there: run `driftline topics create`"
+    with pytest.raises(TransientError, match=says):
+        registry.start(timeout_s=2)
+    assert threads() == before
+
+
+def test_a_start_that_is_called_off_ends_at_once_and_leaves_no_thread() -> None:
+    stop, before, began = threading.Event(), threads(), time.monotonic()
+    stop.set()
+    with pytest.raises(TransientError, match=r"could not be read"):
+        Registry(KafkaSettings("127.0.0.1:1"), Topics()).start(stop)
+    assert threads() == before
+    assert time.monotonic() - began < 4
+
+
+def test_whether_bins_are_known_is_told_without_waiting(bench: Bench, started: Started) -> None:
+    registry, one = started(bench), model()
+    assert one.reference is not None
+    assert not registry.known(MODEL, one.reference.layout.bins_id)
+    bench.publish(one)
+    wait_until(lambda: registry.newest(MODEL) is not None)
+    assert registry.known(MODEL, one.reference.layout.bins_id)

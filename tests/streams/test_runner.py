@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from streams.delivery import FetchLog, Record, Target
 from streams.liveness import Lease
 from streams.runner import Binding, Effects, Incoming, Observer, StageRunner
+from streams.stage import ChainBreakError, Step
 from tests.streams.toy import Adder
 
 
@@ -73,9 +75,12 @@ def end(reason: str) -> NoReturn:
 
 
 def worker(
-    broker: Broker, batch_messages: int = 8, rows: dict[bytes, bytes] | None = None
+    broker: Broker,
+    batch_messages: int = 8,
+    rows: dict[bytes, bytes] | None = None,
+    adder: type[Adder] = Adder,
 ) -> tuple[StageRunner, FetchLog]:
-    fetch_log = FetchLog()
+    fetch_log = FetchLog(["in"])
     effects = Effects(
         rows=broker.table() if rows is None else rows,
         append=broker.append,
@@ -85,7 +90,7 @@ def worker(
         observer=Observer(),
         end=end,
     )
-    binding = Binding("adder", ("in",), "changelog", Adder("out"))
+    binding = Binding("adder", ("in",), "changelog", adder("out"))
     return StageRunner(binding, effects, batch_messages=batch_messages), fetch_log
 
 
@@ -94,10 +99,14 @@ def message(at: int, key: str = "a", add: int = 1) -> bytes:
 
 
 async def live(
-    broker: Broker, inputs: Mapping[int, Sequence[bytes]], batch: int, leave_out: int = -1
+    broker: Broker,
+    inputs: Mapping[int, Sequence[bytes]],
+    batch: int,
+    leave_out: int = -1,
+    adder: type[Adder] = Adder,
 ) -> None:
     """One life of a worker: restore, read on from the committed offsets, stop in order at the end of the input."""
-    stage, fetch_log = worker(broker, batch)
+    stage, fetch_log = worker(broker, batch, adder=adder)
     await stage.restore({0, 1})
     work = asyncio.create_task(stage.work())
     feed = asyncio.create_task(read(broker, inputs, stage, fetch_log, leave_out))
@@ -188,6 +197,29 @@ async def test_a_chain_break_ends_the_process_and_commits_nothing_of_it() -> Non
         await live(broker, {0: [message(0), message(2)]}, batch=1)
     assert totals(broker) == {(0, "a"): 1}
     assert broker.committed.get(("in", 0), 0) <= 1
+
+
+class Counting(Adder):
+    """Writes down that the chain broke before it says so."""
+
+    @override
+    def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
+        try:
+            yield from super().advance(topic, partition, offset, value)
+        except ChainBreakError:
+            yield Step(writes=((b"break", b"[0, 1]"),))
+            raise
+
+
+async def test_before_a_chain_break_ends_the_process_its_count_and_what_came_before_are_durable() -> (
+    None
+):
+    broker = Broker()
+    with pytest.raises(CrashError, match="ChainBreakError"):
+        await live(broker, {0: [message(0), message(1), message(3)]}, batch=8, adder=Counting)
+    assert totals(broker) == {(0, "a"): 2, (0, "break"): 1}
+    assert broker.logs["out", 0]
+    assert broker.committed.get(("in", 0), 0) <= 2
 
 
 async def test_messages_of_an_earlier_assignment_are_left_for_the_next_one() -> None:
