@@ -27,6 +27,12 @@ CONNECT_TIMEOUT_S: Final = 5  # a host that does not answer by then is down: the
 REPLY_TIMEOUT_S: Final = 60
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
+_INSERT: Final = {
+    "async_insert": 0,  # on by default since 26.3, where a token then may lose rows
+    # By default 100: a replay of ten years by months would be refused for ever, as if there were too many parts for now.
+    "max_partitions_per_insert_block": 0,
+}
+
 # Codes of ClickHouse's ErrorCodes.cpp. What is in no list is a defect, and ends the process.
 _REFUSED: Final = frozenset(
     # ATTEMPT_TO_READ_AFTER_EOF, CANNOT_PARSE_*, ILLEGAL_COLUMN ..., TYPE_MISMATCH, ARGUMENT_OUT_OF_BOUND, CANNOT_CONVERT_TYPE,
@@ -99,7 +105,7 @@ class ClickHouse:
             TransientError: it may or may not have been stored: repeat it.
         """
         settings = {
-            "async_insert": 0,  # on by default since 26.3, where a token then may lose rows
+            **_INSERT,
             "insert_deduplicate": 1,
             "insert_deduplication_token": token,
         }
@@ -112,7 +118,7 @@ class ClickHouse:
             self._client.command(
                 statement,
                 parameters=dict(parameters or {}),
-                settings={"async_insert": 0},
+                settings=_INSERT,
             )
 
     def arrow(self, query: str, parameters: Mapping[str, object] | None = None) -> pa.Table:

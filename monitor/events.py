@@ -13,14 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from monitor.arrow import ARROW_START, read_rows
 from monitor.errors import InvalidEventError
 
 ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
 CLOUDEVENT_TYPE: Final = "application/cloudevents+json"
-_ARROW_START: Final = b"\xff\xff\xff\xff"  # continuation marker of an encapsulated IPC message
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 # 1e11 ms is 1973-03-03. A smaller number is seconds; ours are milliseconds.
@@ -30,7 +28,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
 # An unterminated string is one token too, and nothing backtracks: linear for any bytes.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.DOTALL)
-_SMALLEST_ROW: Final = 8  # bytes of an Arrow row: its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterat
     content_type = (
         headers.get("content-type", b"").decode("ascii", "replace").split(";")[0].strip().lower()
     )
-    if content_type == ARROW_TYPE or value[:4] == _ARROW_START:
+    if content_type == ARROW_TYPE or value[:4] == ARROW_START:
         return _from_arrow(value, limits)
     start = value.lstrip(b" \t\r\n")[:1]
     if start not in (b"{", b"["):
@@ -181,30 +178,8 @@ def _from_cloudevent(value: bytes) -> Iterator[Outcome]:
 
 def _from_arrow(value: bytes, limits: Limits) -> Iterator[Outcome]:
     """Rows of an IPC stream: columns as the JSON fields, ``features`` and ``tags`` as structs or maps."""
-    rows: list[dict[str, Any]] = []
-    try:
-        with pa.ipc.open_stream(value) as stream:
-            if len(stream.schema) > limits.features:
-                raise InvalidEventError("too_large", f"{len(stream.schema)} columns")
-            for batch in stream:
-                # A column of nulls has any length in no bytes.
-                if len(rows) + batch.num_rows > limits.message_bytes // _SMALLEST_ROW:
-                    raise InvalidEventError("too_large", f"{batch.num_rows} rows")
-                batch.validate(full=True)  # damaged offsets would be followed out of the buffer
-                rows += _in_utc(batch).to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as err:
-        raise InvalidEventError("not_json", f"Arrow stream: {type(err).__name__}") from None
+    rows = read_rows(value, max_bytes=limits.message_bytes, max_columns=limits.features)
     return (_from_row(row) for row in rows)
-
-
-def _in_utc(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """``ts`` in UTC and microseconds: naive timestamps are UTC by Arrow's definition, and a zone's name may be unknown here."""
-    index = batch.schema.get_field_index("ts")
-    if index < 0 or not pa.types.is_timestamp(batch.schema.field(index).type):
-        return batch
-    column = batch.column(index)
-    exact = column.type.unit != "ns"  # of nanoseconds the rest is cut off; no other unit has one
-    return batch.set_column(index, "ts", pc.cast(column, pa.timestamp("us", "UTC"), safe=exact))
 
 
 def _from_row(row: dict[str, Any]) -> Outcome:

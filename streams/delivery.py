@@ -24,6 +24,7 @@ Change: TypeAlias = tuple[bytes, bytes | None]
 
 # A record batch (what a broker appends as one) may have 1 MiB; the rest is left for its header.
 BATCH_BYTES = 900_000
+_SPARE_BYTES = 1_024  # a batch's own header, which counts into what the producer measures
 _RECORD_BYTES = 32  # upper bound of a record's own header: lengths, timestamp, offset
 
 
@@ -42,15 +43,20 @@ class FetchLog:
     that: behind a transactional producer each message is followed by a marker, which takes an offset. What the
     fetcher handed over does, since the fetcher never skips. Offsets are noted in the fetcher's thread and read in
     the event loop: ``deque.append`` and ``popleft`` are atomic, and there is one thread on either side.
+
+    Args:
+        topics: whose messages are delivered. Of others (changelogs) nothing is noted, as nobody would ever clear it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, topics: Iterable[str]) -> None:
+        self._topics = frozenset(topics)
         self._fetched: defaultdict[Target, deque[int]] = defaultdict(deque)
         self._delivered: dict[Target, int] = {}
 
     def fetched(self, target: Target, offsets: Iterable[int]) -> None:
         """Note the offsets that the fetcher hands over, in its order. After a seek they may start again lower."""
-        self._fetched[target].extend(offsets)
+        if target[0] in self._topics:
+            self._fetched[target].extend(offsets)
 
     def delivered(self, target: Target, offset: int) -> Delivery:
         """Note a delivery and tell how it follows the one before it. A ``SKIPPED`` one is not noted."""
@@ -106,7 +112,7 @@ class Pending:
         """
         writes = self.writes[partition]
         last = dict(writes)
-        if sum(_size(key, value) for key, value in last.items()) > BATCH_BYTES:
+        if sum(_size(key, value) for key, value in last.items()) > BATCH_BYTES - _SPARE_BYTES:
             return list(writes)
         return sorted(last.items(), key=lambda write: write[1] is not None)
 

@@ -262,7 +262,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """
     kafka = wiring.require_broker(settings)
     registry = Registry(kafka, wiring.topics(settings))
-    registry.start()
+    registry.start(stop)
 
     def spec_of(model: str) -> ModelSpec | None:
         found = registry.newest(model)

@@ -360,11 +360,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
         TransientError: broker or database are away: start again later, nothing is lost.
         ConfigError: the settings will never work.
     """
+    kafka = wiring.require_broker(settings)
     link = store.connect(settings.clickhouse).link
-    registry = Registry(wiring.kafka(settings), wiring.topics(settings))
+    registry = Registry(kafka, wiring.topics(settings))
     broker = Broker(settings)
     try:
-        registry.start()
+        registry.start(stop)
         evaluator = Evaluator(Truth(link), registry.specs, broker.progress, broker.emit)
         while not stop.is_set():
             began = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -18,6 +18,7 @@ from confluent_kafka import Message
 
 from monitor import metrics, tables, wire
 from monitor import reference as references
+from monitor.arrow import ARROW_START, read_rows, read_table
 from monitor.errors import IncompatibleError, InvalidEventError
 from monitor.events import Limits, timestamp_ms
 from monitor.profile import Layout
@@ -29,10 +30,10 @@ Rows: TypeAlias = list[Row] | pa.Table
 Layouts: TypeAlias = Callable[[str, str], Layout | None]
 """Binning by model and ``bins_id``, or ``None`` if nobody knows it."""
 
-_ARROW_START: Final = b"\xff\xff\xff\xff"  # continuation marker of an encapsulated IPC message
+_LIMITS: Final = Limits()  # the defaults: a label has no reason to be larger than an event
 _MAX_ID: Final = 256
 # Against the message's own time, so that the log alone decides. A label from the future would end the waiting for others.
-MAX_FUTURE_MS: Final = Limits().max_future_ms
+MAX_FUTURE_MS: Final = _LIMITS.max_future_ms
 
 
 @dataclass(slots=True)
@@ -152,8 +153,11 @@ def _scored(parcel: Parcel) -> None:
     message = parcel.message
     partition, offset = _place(message)
     try:
-        rows = tables.scored_table(_arrow(message.value() or b""), origin=f"{partition}:{offset}")
-    except (pa.ArrowException, KeyError, ValueError, OSError) as err:
+        table = read_table(
+            message.value() or b"", max_bytes=_LIMITS.message_bytes, max_columns=_LIMITS.features
+        )
+        rows = tables.scored_table(table, origin=f"{partition}:{offset}")
+    except (InvalidEventError, pa.ArrowException, KeyError, ValueError) as err:
         parcel.reject("incompatible", f"scored rows: {type(err).__name__}")
         return
     parcel.rows["predictions"] = rows
@@ -184,16 +188,13 @@ def _labels(parcel: Parcel) -> None:
 
 
 def _each_label(value: bytes) -> Iterator[_Label | InvalidEventError]:
-    if value[:4] == _ARROW_START:
-        try:
-            rows = _arrow(value).to_pylist()
-        except (pa.ArrowException, OSError, ValueError) as err:
-            raise InvalidEventError("not_json", f"Arrow stream: {type(err).__name__}") from None
-        yield from (_from_row(row) for row in rows)
+    if value[:4] == ARROW_START:
+        rows = read_rows(value, max_bytes=_LIMITS.message_bytes, max_columns=_LIMITS.features)
+        yield from map(_from_row, rows)
     elif value.lstrip(b" \t\r\n")[:1] == b"[":
         try:
             items = _RAW_LIST.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise InvalidEventError("not_json", "malformed array") from None
         yield from (_from_json(bytes(item)) for item in items)
     else:
@@ -210,9 +211,6 @@ def _from_json(raw: bytes) -> _Label | InvalidEventError:
 
 
 def _from_row(row: dict[str, Any]) -> _Label | InvalidEventError:
-    ts = row.get("ts")
-    if isinstance(ts, datetime) and ts.tzinfo is None:
-        row["ts"] = ts.replace(tzinfo=UTC)  # Arrow's naive timestamps are UTC by its own definition
     try:
         return msgspec.convert(row, _Label)
     except msgspec.ValidationError as err:
@@ -261,11 +259,6 @@ def _model(parcel: Parcel) -> None:
         whole = reference.profiles[""]
         parcel.rows["bins"] = tables.bins_rows(spec.model, whole, offset)
     parcel.rows["models"] = [(spec.model, spec.model_dump_json(), bins_id, offset)]
-
-
-def _arrow(value: bytes) -> pa.Table:
-    with pa.ipc.open_stream(value) as stream:
-        return stream.read_all()
 
 
 def _place(message: Message) -> tuple[int, int]:

@@ -76,7 +76,7 @@ class Lanes:
         record: Callable[[int, Delivery], Awaitable[None]],
     ) -> None:
         self._deliver, self._record = deliver, record
-        self._queues: dict[Lane, deque[Task]] = {}
+        self._queues: dict[Lane, deque[tuple[_Partition, Task]]] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._held: dict[int, _Partition] = {}
         self._failure: BaseException | None = None
@@ -102,9 +102,9 @@ class Lanes:
         lane = (task.item.incident.model, task.item.target)
         self.pending += 1
         if lane in self._queues:
-            self._queues[lane].append(task)
+            self._queues[lane].append((held, task))
             return
-        self._queues[lane] = deque([task])
+        self._queues[lane] = deque([(held, task)])
         worker = asyncio.create_task(self._work(lane))
         self._workers.add(worker)
         worker.add_done_callback(self._ended)
@@ -141,9 +141,9 @@ class Lanes:
     async def _work(self, lane: Lane) -> None:
         queue = self._queues[lane]
         while queue:
-            task = queue.popleft()
-            held = self._held.get(task.partition)
-            if held is not None:
+            held, task = queue.popleft()
+            # A partition that left and came back was read again: what waited from before would be sent twice.
+            if self._held.get(task.partition) is held:
                 outcome = await self._deliver(task.item, task.asked_s)  # 3.
                 await self._record(task.partition, outcome)  # 4.
                 held.progress.finish(task.offset)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, Final
@@ -54,6 +54,14 @@ class _Metadata(msgspec.Struct, array_like=True):
 
 
 @dataclass(frozen=True, slots=True)
+class _Jump:
+    """Why a source partition goes on elsewhere, and the position that it left: the committed one until the jump is."""
+
+    why: str
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Read:
     """A consumed message, as the pure part sees it and as it came."""
 
@@ -67,8 +75,8 @@ def run(settings: Settings, stop: Event) -> None:
     Raises:
         TransientError: the broker does not answer.
     """
-    registry = Registry(wiring.kafka(settings), wiring.topics(settings))
-    registry.start()
+    registry = Registry(wiring.require_broker(settings), wiring.topics(settings))
+    registry.start(stop)
     try:
         clock = time.time  # noqa: TID251 - the process's edge
         Profiler(settings, registry, clock=clock, monotonic=time.monotonic).run(stop)
@@ -99,13 +107,20 @@ class Profiler:
             auto_register=settings.limits.auto_register,
         )
         self._marks: dict[int, SourceMark] = {}
-        self._jumps: dict[int, str] = {}
+        self._jumps: dict[int, _Jump] = {}
+        self._unreadable: set[int] = set()  # source partitions whose position is not in the log
         self._at_end: dict[
             int, float
         ] = {}  # source partition -> monotonic time since when nothing was left
         self._sent_s = -1e9
         group = f"{self._topics.prefix}profiler"
-        config = consumer_config(self._kafka, group, logger) | {"enable.partition.eof": True}
+        config = (
+            consumer_config(self._kafka, group, logger)
+            | {
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",  # each position is given: one that is gone is a jump, and announced
+            }
+        )
         self._consumer = Consumer(config)
         self._transactional_id = f"{group}-{settings.profiler.instance}"
         self._producer = self._new_producer()
@@ -141,28 +156,60 @@ class Profiler:
             low, _ = consumer.get_watermark_offsets(committed, timeout=_TXN_TIMEOUT_S)
             partition, offset = committed.partition, committed.offset
             watermark = _watermark(committed.metadata)
-            if offset < 0:
-                offset = low
-            elif offset < low:
-                # Retention was faster than we were: the hole is announced and booked, not papered over.
-                self._jumps[partition] = f"retention removed {offset} to {low}"
-                offset = low
-            self._marks[partition] = SourceMark(offset, watermark, idle=False)
-        positions = [
-            TopicPartition(p.topic, p.partition, self._marks[p.partition].position)
-            for p in partitions
-        ]
-        consumer.assign(positions)
+            self._marks[partition] = SourceMark(
+                low if offset < 0 else offset, watermark, idle=False
+            )
+            if 0 <= offset < low:
+                self._jump(partition, low)
+        self._go_on()
         self._sent_s = -1e9  # say at once where the partitions stand
         logger.info("assigned partitions %s", sorted(p.partition for p in partitions))
+
+    def _jump(self, partition: int, low: int) -> None:
+        """Go on at the log's start. The hole is announced and booked, not papered over."""
+        mark, earlier = self._marks[partition], self._jumps.get(partition)
+        left = mark.position if earlier is None else earlier.left
+        if left < low:
+            why = f"retention removed {left} to {low}"
+        else:
+            why = f"the topic was created anew: it ends before {left}"
+        logger.warning("partition %d goes on at %d: %s", partition, low, why)
+        self._jumps[partition] = _Jump(why, left)
+        self._marks[partition] = SourceMark(low, mark.watermark_ms, idle=False)
+
+    def _reset(self) -> None:
+        """Give each partition that cannot be read at its position a new one.
+
+        That it cannot is the broker's word in a fetch. The embedded broker's ListOffsets understates a partition's
+        end, so that the one cannot be compared with the other.
+        """
+        if not self._unreadable:
+            return
+        for partition in self._unreadable:
+            place = TopicPartition(self._topics.predictions, partition)
+            low, _ = self._consumer.get_watermark_offsets(place, timeout=_TXN_TIMEOUT_S)
+            self._jump(partition, low)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Read on from the marks. A seek would not do: librdkafka ignores it for a partition that it stopped to read."""
+        self._unreadable.clear()  # the broker will say it again
+        self._consumer.assign(
+            [
+                TopicPartition(self._topics.predictions, partition, mark.position)
+                for partition, mark in self._marks.items()
+            ]
+        )
 
     def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._marks.pop(partition.partition, None)
             self._at_end.pop(partition.partition, None)
             self._jumps.pop(partition.partition, None)
+            self._unreadable.discard(partition.partition)
 
     def _consume(self) -> list[_Read]:
+        self._reset()  # only now: what was read before belongs to the old position, and is sent
         batch: list[_Read] = []
         for message in self._consumer.consume(
             self._settings.batch_events, timeout=self._settings.batch_wait_s
@@ -170,15 +217,24 @@ class Profiler:
             error = message.error()
             partition = message.partition()
             if error is not None:
-                if error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                self._at_end.setdefault(partition or 0, self._monotonic())
+                self._note(error, partition or 0)
                 continue
             if partition not in self._marks:
                 continue  # revoked while it was on its way
             self._at_end.pop(partition, None)
             batch.append(_Read(_source(message), message))
         return batch
+
+    def _note(self, error: KafkaError, partition: int) -> None:
+        match error.code():
+            case KafkaError._PARTITION_EOF:
+                self._at_end.setdefault(partition, self._monotonic())
+            case KafkaError._AUTO_OFFSET_RESET if partition in self._marks:
+                self._unreadable.add(partition)
+            case KafkaError._AUTO_OFFSET_RESET:
+                pass  # revoked while it was on its way
+            case _:
+                raise KafkaException(error)
 
     def _idle(self) -> set[int]:
         now = self._monotonic()
@@ -194,16 +250,22 @@ class Profiler:
         return changed or self._monotonic() - self._sent_s >= self._settings.heartbeat_s
 
     def _send(self, batch: Sequence[_Read]) -> bool:
-        """Profile and commit a batch; halve it where a message would become too large. False: it was rolled back, to be read again."""
+        """Profile and commit a batch. False: it was rolled back, to be read again."""
+        # Once for all its parts: while the first is sent, nobody may say that the second one's partition is silent.
+        idle = self._idle() - {read.source.partition for read in batch}
+        return self._send_parts(batch, idle)
+
+    def _send_parts(self, batch: Sequence[_Read], idle: Set[int]) -> bool:
+        """The same; halved where a message would become too large."""
         started = self._monotonic()
-        outcome = self._profile(batch)
+        outcome = self._profile(batch, idle)
         profiles = [wire.encode(message) for message in outcome.profiles]
         if max(map(len, profiles)) > _MAX_MESSAGE:
             if len(batch) > 1:
                 half = len(batch) // 2
                 # The second half must not commit past a first half that did not.
-                return self._send(batch[:half]) and self._send(batch[half:])
-            outcome = self._profile(batch, refusal="its profiles do not fit into one message")
+                return self._send_parts(batch[:half], idle) and self._send_parts(batch[half:], idle)
+            outcome = self._profile(batch, idle, refusal="its profiles do not fit into one message")
             profiles = [wire.encode(message) for message in outcome.profiles]
         if not self._commit(batch, outcome, profiles):
             return False
@@ -211,7 +273,9 @@ class Profiler:
         metrics.finished("profiler", self._sent_s - started)
         return True
 
-    def _profile(self, batch: Sequence[_Read], refusal: str | None = None) -> Outcome:
+    def _profile(
+        self, batch: Sequence[_Read], idle: Set[int], refusal: str | None = None
+    ) -> Outcome:
         return profile_batch(  # 2.
             [read.source for read in batch],
             self._marks,
@@ -219,8 +283,8 @@ class Profiler:
             self._policy,
             now_ms=round(self._clock() * 1_000),
             known_models=len(self._registry.all()),
-            idle=self._idle(),
-            jumps=self._jumps,
+            idle=idle,
+            jumps={partition: jump.why for partition, jump in self._jumps.items()},
             refusal=refusal,
         )
 
@@ -289,19 +353,22 @@ class Profiler:
         """Go back to the committed offsets: the broker knows whether the batch went through."""
         held = [TopicPartition(self._topics.predictions, p) for p in self._marks]
         for committed in self._consumer.committed(held, timeout=_TXN_TIMEOUT_S):
-            mark = self._marks[committed.partition]
-            if committed.offset >= 0 and committed.offset != mark.position:
+            partition, mark = committed.partition, self._marks[committed.partition]
+            jump = self._jumps.get(partition)
+            # Behind a jump that is not committed stands the position that it left, which is gone.
+            known = mark.position if jump is None else jump.left
+            if committed.offset >= 0 and committed.offset != known:
                 watermark = _watermark(committed.metadata)
                 mark = SourceMark(
                     committed.offset,
                     watermark if watermark is not None else mark.watermark_ms,
                     idle=False,
                 )
-                self._marks[committed.partition] = mark
-            self._consumer.seek(
-                TopicPartition(self._topics.predictions, committed.partition, mark.position)
-            )
-            self._at_end.pop(committed.partition, None)
+                self._marks[partition] = mark
+                self._jumps.pop(partition, None)
+            self._at_end.pop(partition, None)
+        if held:
+            self._go_on()
 
     def _count(self, outcome: Outcome) -> None:
         metrics.EVENTS.inc(outcome.events)

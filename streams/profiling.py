@@ -373,14 +373,21 @@ def _scored(
         ],
         schema=SCORED_SCHEMA,
     )
-    rows = SCORED_ROWS
-    while rows > 1 and batch.nbytes > SCORED_BYTES * -(-batch.num_rows // rows):
-        rows //= 2
-    for at in range(0, batch.num_rows, rows):
+    for piece in _pieces(batch):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, SCORED_SCHEMA) as writer:
-            writer.write_batch(batch.slice(at, rows))
+            writer.write_batch(piece)
         yield name, sink.getvalue().to_pybytes()
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in order, halved until each part fits into a message."""
+    rows = batch.num_rows
+    if rows > 1 and (rows > SCORED_ROWS or batch.nbytes > SCORED_BYTES):
+        yield from _pieces(batch.slice(0, rows // 2))
+        yield from _pieces(batch.slice(rows // 2))
+    elif rows:
+        yield batch
 
 
 def _prediction(value: object) -> str | None:

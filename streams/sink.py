@@ -284,11 +284,14 @@ class Sink:
 
 
 class KnownLayouts:
-    """Binnings by id: remembered, then from ClickHouse, then from the ``models`` topic. They never change, so there is nothing to expire."""
+    """Binnings by id: remembered, then from ClickHouse, then from the ``models`` topic. They never change, so there is nothing to expire.
+
+    What nobody knows is not remembered: its reference may be published a moment later.
+    """
 
     def __init__(self, target: Store, registry: Registry) -> None:
         self._target, self._registry = target, registry
-        self._known: dict[str, Layout | None] = {}
+        self._known: dict[str, Layout] = {}
 
     def __call__(self, model: str, bins_id: str) -> Layout | None:
         """The binning, or ``None`` if nobody knows it.
@@ -296,9 +299,12 @@ class KnownLayouts:
         Raises:
             TransientError: ClickHouse does not answer.
         """
-        if bins_id not in self._known:
-            self._known[bins_id] = self._target.layout(bins_id) or self._published(model, bins_id)
-        return self._known[bins_id]
+        if bins_id in self._known:
+            return self._known[bins_id]
+        found = self._target.layout(bins_id) or self._published(model, bins_id)
+        if found is not None:
+            self._known[bins_id] = found
+        return found
 
     def _published(self, model: str, bins_id: str) -> Layout | None:
         try:
@@ -325,13 +331,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
         TransientError: broker or database are away: start again later, nothing is lost.
         ConfigError: the settings will never work.
     """
-    kafka, topics = wiring.kafka(settings), wiring.topics(settings)
+    kafka, topics = wiring.require_broker(settings), wiring.topics(settings)
     target = store.connect(settings.clickhouse)
     registry = Registry(kafka, topics)
     config = consumer_config(kafka, sink_group(topics), logger)
     consumer = Consumer({**config, "enable.partition.eof": True})  # see step 4
     try:
-        registry.start()
+        registry.start(stop)
         Sink(
             consumer,
             Producer(producer_config(kafka, logger)),

@@ -149,9 +149,9 @@ class _Transport(driver.Transport):
 class _App(faust.App):
     logger = _faust_logger
 
-    def __init__(self, *args: Untyped, **kwargs: Untyped) -> None:
+    def __init__(self, *args: Untyped, fetch_log: FetchLog, **kwargs: Untyped) -> None:
         super().__init__(*args, **kwargs)
-        self.fetch_log = FetchLog()
+        self.fetch_log = fetch_log
 
     @override
     def _new_transport(self) -> driver.Transport:
@@ -162,11 +162,12 @@ class _App(faust.App):
         """Tables live in memory: there is nothing to put into a directory."""
 
 
-def build_app(settings: WorkerSettings) -> _App:
+def build_app(settings: WorkerSettings, fetch_log: FetchLog) -> _App:
     """A Faust app in which every default that was found wanting is replaced."""
     kafka = settings.kafka
     return _App(
         settings.group,
+        fetch_log=fetch_log,
         broker=[f"kafka://{address.strip()}" for address in kafka.bootstrap.split(",")],
         broker_credentials=_credentials(kafka.security),
         broker_client_id=kafka.client_id,
@@ -176,6 +177,7 @@ def build_app(settings: WorkerSettings) -> _App:
         consumer_group_instance_id=settings.instance,
         consumer_auto_offset_reset="earliest",
         processing_guarantee="at_least_once",  # five defects of "exactly_once" are open
+        table_standby_replicas=0,  # by default 1: a second copy of the state, on a worker that never uses it
         store="memory://",  # rocksdb caches up to 2 GiB a partition; our state is small
         stream_buffer_maxsize=512,
         stream_wait_empty=False,  # it waits for Faust's acks; a revocation waits for our lock
@@ -201,10 +203,11 @@ class Worker:
         self._observer = observer
         self._commit_fails = False
         # The session may have been as old as one heartbeat when the process was stopped.
-        self._lease = Lease((kafka.session_timeout_ms - kafka.heartbeat_ms) / 1000, self._end)
-        self._app = build_app(settings)
-        self._stages = [self._stage(binding) for binding in bindings]
+        self._session_s = (kafka.session_timeout_ms - kafka.heartbeat_ms) / 1000
+        self._lease = Lease(self._session_s, self._end)
         self._inputs = {topic for binding in bindings for topic in binding.topics}
+        self._app = build_app(settings, FetchLog(self._inputs))
+        self._stages = [self._stage(binding) for binding in bindings]
         revoked: Untyped = self._app.on_partitions_revoked  # typed for functions without a name
         revoked.connect(self._revoked)
         assigned: Untyped = self._app.on_partitions_assigned
@@ -296,19 +299,24 @@ class Worker:
     async def _append(self, target: Target, records: Sequence[Record]) -> None:
         """Append records in their order, as few record batches, one after the other.
 
-        The producer repeats one after a transient error for as long as it takes, and the broker drops repetitions.
-        The watchdog says when it has taken too long.
+        The producer repeats one after a transient error, and the broker drops repetitions. What the broker has not
+        acknowledged within the session might be appended behind the writes of the partition's next owner: a worker
+        that is cut off for so long ends before that.
         """
         topic, partition = target
         faust_producer: Untyped = self._app.producer
         producer = faust_producer._ensure_producer()  # Faust's own API sends record by record
         begin = 0
-        while begin < len(records):
-            builder, end = producer.create_batch(), begin
-            while end < len(records) and _added(builder, *records[end]):
-                end += 1
-            await (await producer.send_batch(builder, topic, partition=partition))
-            begin = end
+        try:
+            async with asyncio.timeout(self._session_s):
+                while begin < len(records):
+                    builder, end = producer.create_batch(), begin
+                    while end < len(records) and _added(builder, *records[end]):
+                        end += 1
+                    await (await producer.send_batch(builder, topic, partition=partition))
+                    begin = end
+        except TimeoutError:
+            self._end(f"{topic}/{partition}: not acknowledged within the session")
 
     async def _commit(self, offsets: Mapping[Target, int]) -> bool:
         """Commit past Faust, which knows its own acks only and crashes when the broker is away for a moment."""

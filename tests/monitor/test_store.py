@@ -136,6 +136,12 @@ def test_rows_that_do_not_fit_are_refused(empty: Store) -> None:
         empty.append("ledger", rows, token="bad")
 
 
+def test_one_insert_may_span_more_months_than_clickhouse_allows_by_default(empty: Store) -> None:
+    rows = [(MODEL, month * 31 * DAY, f"p{month}", "1", 0) for month in range(1, 160)]
+    empty.append("labels", to_table("labels", rows), token="years")
+    assert empty.link.rows("SELECT count() AS n FROM labels")[0]["n"] == 159
+
+
 def test_an_insert_under_a_token_counts_once(empty: Store) -> None:
     row = (MODEL, START, "a", "1", 0)
     for _ in range(2):

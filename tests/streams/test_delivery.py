@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,14 +49,14 @@ NEXT, REPEATED, SKIPPED = Delivery.NEXT, Delivery.REPEATED, Delivery.SKIPPED
 def test_a_delivery_is_compared_with_what_was_fetched(
     fetched: list[list[int]], delivered: list[int], found: list[Delivery]
 ) -> None:
-    log = FetchLog()
+    log = FetchLog(["in"])
     for offsets in fetched:
         log.fetched(SOURCE, offsets)
     assert [log.delivered(SOURCE, offset) for offset in delivered] == found
 
 
 def test_partitions_do_not_see_each_other() -> None:
-    log = FetchLog()
+    log = FetchLog(["in"])
     log.fetched(SOURCE, [1, 2])
     log.fetched(OTHER, [1, 2])
     assert [log.delivered(SOURCE, 1), log.delivered(OTHER, 1)] == [NEXT, NEXT]
@@ -63,12 +64,18 @@ def test_partitions_do_not_see_each_other() -> None:
 
 
 def test_after_a_new_assignment_lower_offsets_are_new_again() -> None:
-    log = FetchLog()
+    log = FetchLog(["in"])
     log.fetched(SOURCE, [5, 6, 7])
     log.delivered(SOURCE, 5)
     log.forget(["in"])
     log.fetched(SOURCE, [5])
     assert log.delivered(SOURCE, 5) is NEXT
+
+
+def test_nothing_is_noted_of_a_changelog_which_nobody_delivers() -> None:
+    log = FetchLog(["in"])
+    log.fetched(("changelog", 0), [5, 6, 7])
+    assert log.delivered(("changelog", 0), 7) is NEXT
 
 
 @given(
@@ -78,7 +85,7 @@ def test_after_a_new_assignment_lower_offsets_are_new_again() -> None:
 def test_no_message_is_ever_left_out_unnoticed(gaps: list[int], left_out: int) -> None:
     offsets = [sum(gaps[: index + 1]) for index in range(len(gaps))]
     left_out = min(left_out, len(offsets) - 2)  # without a later one, it is merely not there yet
-    log = FetchLog()
+    log = FetchLog(["in"])
     log.fetched(SOURCE, offsets)
     found = [
         log.delivered(SOURCE, offset) for index, offset in enumerate(offsets) if index != left_out
@@ -100,6 +107,17 @@ def test_writes_beyond_one_record_batch_keep_their_order() -> None:
     pending = Pending()
     pending.add(0, Step(writes=writes))
     assert pending.changelog(0) == [(table_key(0, key), value) for key, value in writes]
+
+
+def test_what_is_reduced_to_the_last_values_fits_into_one_record_batch() -> None:
+    for spare in range(0, 2_000, 8):
+        value = b"x" * ((BATCH_BYTES - spare) // 2 - 40)
+        pending = Pending()
+        pending.add(0, Step(writes=((b"a", b"1"), (b"a", value), (b"b", value))))
+        records = pending.changelog(0)
+        if len(records) == 2:
+            builder = BatchBuilder(BATCH_BYTES, 0)
+            assert all(builder.append(timestamp=None, key=k, value=v) for k, v in records), spare
 
 
 def test_outputs_keep_their_order_in_each_partition() -> None:

@@ -126,6 +126,24 @@ async def test_a_partition_that_was_taken_away_is_left_alone() -> None:
     assert rig.lanes.positions() == {}
 
 
+async def test_what_waits_while_a_partition_leaves_and_comes_back_is_sent_once() -> None:
+    rig = Rig()
+    rig.gates["slow"] = asyncio.Event()
+    for _ in range(2):
+        rig.lanes.assign(0, ())
+        for offset, name in enumerate("abcd"):
+            rig.lanes.put(Task(item("slow", name), 0, offset, 0.0))
+        await settle()
+        rig.lanes.revoke(0)
+    rig.lanes.assign(0, ())
+    for offset, name in enumerate("abcd"):
+        rig.lanes.put(Task(item("slow", name), 0, offset, 0.0))
+    rig.gates["slow"].set()
+    await settle()
+    assert rig.sent == ["a", *"abcd"], "only what was under way is sent again"
+    assert (rig.lanes.positions(), rig.lanes.pending) == ({0: 4}, 0)
+
+
 async def test_an_outcome_that_cannot_be_recorded_ends_the_dispatcher() -> None:
     async def lost(partition: int, done: Delivery) -> None:
         raise TransientError("no broker")

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, cast
 
 import pyarrow as pa
@@ -25,14 +26,16 @@ from confluent_kafka.admin import AdminClient
 from typing_extensions import override
 
 from monitor import wire
+from monitor.errors import TransientError
 from monitor.settings import KafkaSettings, LimitSettings, ProfilerSettings, Settings
+from streams import evaluator, sink, topics, wiring
 from streams import profiler as profiler_module
-from streams import topics, wiring
 from streams.deadletter import header_list
 from streams.profiler import Profiler
 from streams.registry import Registry
 from tests.monitor.builders import MODEL, NOW, SECOND, START, body, event
-from tests.streams.builders import Known, model
+from tests.streams.builders import POLICY, Known, marks, model
+from tests.streams.builders import message as message_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -346,3 +349,87 @@ def test_a_message_at_the_brokers_limit_that_is_bad_does_not_stop_the_stream(
     (letter,) = bench.read(bench.topics.dlq)
     assert "driftline.error.truncated" in dict(header_list(letter))
     assert bench.account()["on_time"] == 1
+
+
+def committed(bench: Bench, position: int, metadata: str = "[5]") -> None:
+    """Commit a position of source partition 0 in the profiler's place."""
+    group = f"{bench.topics.prefix}profiler"
+    consumer = Consumer({"bootstrap.servers": bench.address, "group.id": group})
+    place = TopicPartition(bench.topics.predictions, 0, position, metadata)
+    consumer.commit(offsets=[place], asynchronous=False)
+    consumer.close()
+
+
+@pytest.mark.parametrize("fails", [None, "before", "after"])
+def test_a_position_behind_the_end_of_a_new_topic_is_an_announced_jump(
+    kafka: str, fails: str | None
+) -> None:
+    bench = Bench(kafka)
+    bench.send(0, *some(20))
+    committed(bench, 500)
+    make, left = failing(*([("commit_transaction", fails, UNKNOWN)] if fails else []))
+    with running(bench, make):
+        deadline = time.monotonic() + 20
+        while not bench.is_drained():
+            assert time.monotonic() < deadline, "not drained"
+            time.sleep(0.2)
+        bench.send(0, *some(10, 20))
+        while not bench.is_drained():
+            assert time.monotonic() < deadline, "not drained"
+            time.sleep(0.2)
+    assert left == []
+    for messages in bench.profiles():
+        links = [x for m in messages for x in m.links if x.partition == 0 and x.end > x.start]
+        assert sum(x.events for x in links) == 30
+        announced = [x for m in messages for x in m.links if x.jump is not None]
+        assert [(x.start, x.jump) for x in announced] == [
+            (0, "the topic was created anew: it ends before 500")
+        ]
+
+
+class Halving(Profiler):
+    """Says what each transaction held, while time passes between them."""
+
+    spoken: list[tuple[int, dict[int, bool]]]
+    now_s = 100.0
+
+    @override
+    def _commit(self, batch: Any, outcome: Any, profiles: Any) -> bool:
+        self.now_s += 5.0
+        self.spoken.append((len(batch), {x.partition: x.idle for x in outcome.profiles[0].links}))
+        self._marks.update(outcome.marks)
+        return True
+
+
+def test_no_part_of_a_halved_batch_calls_a_partition_idle_that_a_later_part_has_events_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profiler_module, "_MAX_MESSAGE", SMALL)
+    halving = object.__new__(Halving)  # without its clients
+    halving.spoken = []
+    halving._settings = ProfilerSettings(idle_after_s=0.5)
+    halving._registry = cast("Registry", _Live())
+    halving._clock, halving._monotonic = (lambda: NOW / 1_000), (lambda: halving.now_s)
+    halving._policy, halving._jumps, halving._sent_s = POLICY, {}, 0.0
+    halving._at_end, halving._marks = {1: 99.0, 2: 99.0}, marks([0, 1, 2])
+    reads = [
+        profiler_module._Read(message_of(p, i, e), Message())
+        for p in (0, 1)
+        for i, e in enumerate(wide(20))
+    ]
+    assert halving._send(reads)
+    assert len(halving.spoken) > 2
+    assert {tuple(said.items()) for _, said in halving.spoken} == {
+        ((0, False), (1, False), (2, True))
+    }
+
+
+@pytest.mark.parametrize("process", [profiler_module, sink, evaluator])
+def test_a_process_whose_broker_is_away_says_so_at_once(
+    process: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(kafka=KafkaSettings(bootstrap="127.0.0.1:9"))
+    began = time.monotonic()
+    with pytest.raises(TransientError, match=r"no Kafka broker answers at 127\.0\.0\.1:9"):
+        process.run(settings, threading.Event())
+    assert time.monotonic() - began < 10

@@ -307,7 +307,19 @@ class TestScored:
         assert max(len(rows) for _, rows in outcome.scored) < SCORED_BYTES * 1.1
         short = [message(0, i, event(START, id=str(i))) for i in range(n)]
         tables = scored(Profiling(KNOWN.newest, marks((0,))).batch(short))
-        assert [table.num_rows for table in tables] == [SCORED_ROWS, 100]
+        assert [table.num_rows for table in tables] == [n // 2, n // 2]
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_rows_of_unequal_size_are_cut_where_the_bytes_are(self, order: int) -> None:
+        thin = [event(START, id=f"t{i}", features={}) for i in range(4_000)]
+        wide = [
+            event(START, id=f"{i:0256}", version="v" * 256, prediction="p" * 256, features={})
+            for i in range(2_000)
+        ]
+        messages = [message(0, i, e) for i, e in enumerate((thin + wide)[::order])]
+        outcome = Profiling(KNOWN.newest, marks((0,))).batch(messages)
+        assert max(len(rows) for _, rows in outcome.scored) < SCORED_BYTES * 1.1
+        assert sum(table.num_rows for table in scored(outcome)) == 6_000
 
 
 def test_a_refusal_makes_dead_letters_of_everything_and_still_moves_on() -> None:

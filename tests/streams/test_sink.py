@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -27,9 +29,11 @@ from streams.embedded import clickhouse
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from streams.intake import Intake, Parcel
 from streams.models import Model
-from streams.sink import insert_token, store_parcels
+from streams.registry import Registry
+from streams.sink import KnownLayouts, insert_token, store_parcels
 from streams.topics import Topics
 from tests.monitor.stored import DAY, MODEL, START, fill
+from tests.streams.builders import Known, model
 
 TOPICS = Topics("t.")
 NOW = 1_700_000_000_000
@@ -106,6 +110,8 @@ def test_a_label_is_read_in_every_form(value: Any, rows: list[Any]) -> None:
         ("not json", "not_json"),
         ("[{]", "not_json"),
         (b"\xff\xff\xff\xff broken", "not_json"),
+        (b"[" * 200_000, "not_json"),
+        (b'[{"id":"\xff"}]', "not_json"),
         ({"id": "p1", "model": "m"}, "missing_field"),
         ({"id": "p1", "label": 1}, "missing_field"),
         ({"model": "m", "label": 1}, "missing_field"),
@@ -129,6 +135,60 @@ def test_the_good_labels_of_an_array_are_kept_when_one_is_bad() -> None:
     parcel = read([label(), {"id": "p2"}, label(id="p3")])
     assert [row[2] for row in parcel.rows["labels"]] == ["p1", "p3"]
     assert parcel.reason == "missing_field"
+
+
+def arrow_labels(n: int = 1, **changed: Any) -> bytes:
+    columns = {"id": [f"p{i}" for i in range(n)], "model": ["m"] * n, "label": [1] * n}
+    return ipc(pa.table({**columns, **changed}))
+
+
+@pytest.mark.parametrize(
+    "ts",
+    [
+        pa.array([NOW], pa.timestamp("ms", "Mars/Phobos")),
+        pa.array([NOW], pa.timestamp("ms")),
+        pa.array([NOW * 1_000_000 + 7], pa.timestamp("ns", "Asia/Tokyo")),
+    ],
+)
+def test_a_label_in_arrow_has_any_resolution_and_any_zone(ts: pa.Array) -> None:
+    parcel = read(arrow_labels(ts=ts))
+    assert parcel.rows["labels"] == [("m", NOW, "p0", "1", 0)]
+    assert parcel.reason is None
+
+
+def cut_loose(message: bytes, n: int) -> bytes:
+    """The same with the last offset of its ids far behind the end of the message."""
+    offsets = struct.pack(f"<{n + 1}i", *range(0, 2 * (n + 1), 2))
+    assert message.count(offsets) == 1
+    return message.replace(offsets, offsets[:-4] + struct.pack("<i", 2_000_000_000))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (arrow_labels(ts=pa.array([10**15], pa.timestamp("s", "UTC"))), "not_json"),
+        (cut_loose(arrow_labels(4), 4), "not_json"),
+        (ipc(pa.table({name: pa.nulls(50_000_000) for name in ("id", "model")})), "too_large"),
+    ],
+)
+def test_no_stream_of_labels_stops_the_sink(value: bytes, reason: str) -> None:
+    parcel = read(value)
+    assert (parcel.reason, parcel.rows) == (reason, {})
+    assert read(value, topic=TOPICS.scored).reason == "incompatible"
+
+
+def test_a_binning_that_nobody_knows_yet_is_asked_for_again() -> None:
+    published = Known()
+    empty = cast("Store", SimpleNamespace(layout=lambda _bins: None))
+    layouts = KnownLayouts(empty, cast("Registry", published))
+    later = model(MODEL)
+    assert later.reference is not None
+    wanted = later.reference.layout
+    assert layouts(MODEL, wanted.bins_id) is None
+    published.models[MODEL] = later
+    assert layouts(MODEL, wanted.bins_id) == wanted
+    published.models.clear()
+    assert layouts(MODEL, wanted.bins_id) == wanted, "and from then on it is remembered"
 
 
 def test_a_reason_never_quotes_the_value() -> None:

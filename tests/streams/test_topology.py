@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,14 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import aiokafka
 import numpy as np
 import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+
+from streams import topology
+from streams.clients import KafkaSettings
+from streams.delivery import BATCH_BYTES
+from streams.runner import Observer
 
 if TYPE_CHECKING:
     from tests.kafka.broker import KafkaBroker
@@ -279,6 +287,33 @@ def test_a_worker_whose_broker_is_gone_ends_to_be_started_again(
     broker.kill()
     assert process.wait_for("exiting")
     assert process.popen.wait(10) == 70
+
+
+async def test_a_worker_that_gets_no_acknowledgement_within_its_session_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cut off for longer, its record batch might arrive behind those of the partition's next owner."""
+
+    class Unanswered:
+        def create_batch(self) -> BatchBuilder:
+            return BatchBuilder(BATCH_BYTES, 0)
+
+        async def send_batch(self, *_: object, **__: object) -> asyncio.Future[None]:
+            return asyncio.get_running_loop().create_future()
+
+    def end(reason: str, _observer: Observer) -> NoReturn:
+        raise SystemExit(reason)
+
+    monkeypatch.setattr(topology, "end_process", end)
+    kafka = KafkaSettings("127.0.0.1:9", session_timeout_ms=3_000)
+    worker = topology.Worker([], topology.WorkerSettings(kafka, "group"), Observer())
+    producer: Any = SimpleNamespace(_ensure_producer=Unanswered)
+    worker._app.producer = producer
+    began = time.monotonic()
+    with pytest.raises(SystemExit, match="changelog/1: not acknowledged within the session"):
+        await worker._append(("changelog", 1), [(b"key", b"value")])
+    assert time.monotonic() - began < 3.0
+    assert worker._app.conf.table_standby_replicas == 0
 
 
 def test_the_private_attributes_that_the_worker_sets_are_those_of_this_aiokafka() -> None:
