@@ -39,8 +39,10 @@ lock: $(INSTALLED) ## Write requirements.lock anew (ARGS="--upgrade" for the new
 		--all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url $(ARGS)
 
+# Not the whole of .driftline: the passwords of docker-compose.yml are in .driftline/secrets.
 clean: ## Remove all that was made here: environment, caches, the demo's leavings
-	rm -rf $(VENV) .driftline .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
+	rm -rf $(addprefix .driftline/,clickhouse embedded-clickhouse detector logs lock tansu)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
 	find monitor streams alerting tests -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamp goes first and comes back last: whatever an interrupt leaves half done is made anew by the next run.

@@ -93,7 +93,18 @@ def load(config: Path | None = None) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as err:
-        raise ConfigError(_first_problem(err)) from err
+        first = err.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        variable = PREFIX + "__".join(str(part) for part in first["loc"][:2]).upper()
+        raise ConfigError(f"{where} ({variable}): {problem_of(err)}") from err
+
+
+def problem_of(err: ValidationError) -> str:
+    """What is wrong with the first value that is, and how many more are: one line that never quotes a value."""
+    first = err.errors(include_input=False, include_url=False)[0]
+    message = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+    more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
+    return f"{message.removeprefix('Value error, ')}{more}"
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -161,10 +172,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         raise ConfigError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML") from err
+    except (ValueError, RecursionError) as err:  # a date such as 2013-02-31; brackets without end
+        raise ConfigError(f"{path}: not YAML: a value in it cannot be read") from err
     if document is None:
         return {}
     groups = list(Settings.model_fields)
-    if not isinstance(document, dict) or not all(isinstance(g, dict) for g in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(name, str) and isinstance(group, dict) for name, group in document.items()
+    ):
         raise ConfigError(f"{path}: expected a mapping of groups ({', '.join(groups)}) to settings")
     return document
 
@@ -179,13 +194,3 @@ def _read_secret(variable: str) -> str:
 
 def _cause(err: OSError | UnicodeDecodeError) -> str:
     return (err.strerror or "failed").lower() if isinstance(err, OSError) else "not UTF-8"
-
-
-def _first_problem(err: ValidationError) -> str:
-    first = err.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-    message = message.removeprefix("Value error, ")
-    more = f" (and {err.error_count() - 1} more)" if err.error_count() > 1 else ""
-    variable = PREFIX + "__".join(str(part) for part in first["loc"][:2]).upper()
-    return f"{where} ({variable}): {message}{more}"

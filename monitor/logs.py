@@ -31,9 +31,11 @@ QUIET: Final = (
     "uvicorn",
     "httpx",
     "httpcore",
-    "clickhouse_connect",
     "urllib3",
 )
+# They log each attempt on a server that is away, with its address; what becomes of it, we say.
+# Not urllib3 as a whole: clickhouse_connect sets that logger's level when it is imported, which is after us.
+SILENT: Final = ("clickhouse_connect", "urllib3.connectionpool")
 
 _SECRET_KEY: Final = re.compile(
     r"(passw(or)?d|passphrase|secret|authorization|credential|cookie|private_?key|api_?key|routing_?key|(^|[_.-])token)$",
@@ -91,11 +93,12 @@ def configure(settings: LogSettings, *, process: str = "", stream: TextIO | None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
-    for name in QUIET:
-        quiet = logging.getLogger(name)
-        quiet.handlers.clear()
-        quiet.propagate = True
-        quiet.setLevel(max(logging.WARNING, root.level))
+    for names, level in ((QUIET, logging.WARNING), (SILENT, logging.CRITICAL)):
+        for name in names:
+            quiet = logging.getLogger(name)
+            quiet.handlers.clear()
+            quiet.propagate = True
+            quiet.setLevel(max(level, root.level))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -32,6 +32,8 @@ from pydantic_settings import (
 from typing_extensions import override
 
 PREFIX: Final = "DRIFTLINE_"
+_BROKER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
+_SERVER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:@\[\]]+)(?::(\d{1,5}))?")
 
 
 def is_loopback(host: str) -> bool:
@@ -42,6 +44,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False  # a name may resolve to anything
+
+
+def _is_port(digits: str) -> bool:
+    return 0 < int(digits) < 65_536
 
 
 def _split(value: object) -> object:
@@ -111,6 +117,16 @@ class KafkaSettings(_Group):
         default=1, ge=1, le=15, description="Copies of every topic that is created."
     )
 
+    @field_validator("bootstrap")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        addresses = [address.strip() for address in value.split(",")]
+        for address in addresses:
+            match = _BROKER.fullmatch(address)
+            if match is None or not _is_port(match[1]):
+                raise ValueError("expected HOST:PORT[,HOST:PORT...], ports from 1 to 65535")
+        return ",".join(addresses)
+
     @model_validator(mode="after")
     def _user_for_sasl(self) -> Self:
         if self.security_protocol.startswith("SASL") and not self.sasl_username:
@@ -154,15 +170,21 @@ class ClickHouseSettings(_Group):
     @field_validator("url")
     @classmethod
     def _plain_address(cls, value: str) -> str:
-        parts = urlsplit(value)
+        try:
+            parts = urlsplit(value)
+        except ValueError:  # its message quotes the address, and so perhaps a password
+            raise ValueError("expected http://HOST:PORT or https://HOST:PORT") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError("no user and password in the address: set user and password")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError("only http(s)://HOST:PORT: the database is a setting of its own")
-        if re.fullmatch(r"([^:\[\]]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", parts.netloc) is None:
-            raise ValueError("expected http://HOST:PORT or https://HOST:PORT")
+        match = _SERVER.fullmatch(parts.netloc)
+        if match is None or not _is_port(match[1] or "1"):
+            raise ValueError(
+                "expected http://HOST:PORT or https://HOST:PORT, a port from 1 to 65535"
+            )
         return value.rstrip("/")
 
     @property

@@ -1,6 +1,7 @@
 """The command ``driftline``: the composition root, where settings, clocks and signals meet the parts.
 
-Exit codes: 0 done; 1 failed or found trouble; 2 a setting, a spec, an address or the command line is wrong.
+Exit codes: 0 done; 1 failed or found trouble; 2 a setting, a spec, an address or the command line is wrong; 130 the
+demo was interrupted.
 Each command imports what it runs when it runs: ``--help`` must not wait for Faust, pyarrow or chDB.
 """
 
@@ -20,7 +21,7 @@ import typer
 from rich.console import Console
 
 from monitor import environment
-from monitor.errors import ConfigError, TransientError
+from monitor.errors import ConfigError, DriftlineError
 from streams.console import (
     say,
     with_settings,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 2
+EXIT_INTERRUPTED: Final = 130  # as a shell says of what SIGINT ended
 
 app = typer.Typer(
     name="driftline",
@@ -129,7 +131,7 @@ def demo(
         KeyboardInterrupt
     ):  # the supervisor makes it of SIGTERM, too; everything has been stopped
         say("stopped")
-        return
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if result.problems:
         raise typer.Exit(EXIT_FAILED)
 
@@ -145,8 +147,8 @@ def up(
 ) -> None:
     """Run everything on this machine until Ctrl-C: a broker, a database and all processes.
 
-    The embedded broker keeps its topics in memory, so every start begins with empty tables. To keep data, give the
-    addresses of a Kafka and a ClickHouse.
+    Embedded data starts empty each time: the broker keeps its topics in memory, and the database's tables are removed
+    at the next start. To keep data, give the addresses of a Kafka and a ClickHouse.
     """
     settings = _load(config, "up")
     from streams.embedded.stack import embedded_stack
@@ -332,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="driftline")
     except ConfigError as err:
         _fail(str(err), EXIT_CONFIG)
-    except TransientError as err:
+    except DriftlineError as err:
         _fail(str(err), EXIT_FAILED)
 
 

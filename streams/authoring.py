@@ -13,7 +13,7 @@ from monitor.errors import ConfigError
 from monitor.reference import Reference
 from monitor.settings import Settings
 from monitor.source import read_source
-from monitor.spec import ModelSpec
+from monitor.spec import Calibration, ModelSpec
 from streams import models, registry, wiring
 from streams.models import Model
 
@@ -79,6 +79,7 @@ def current(settings: Settings, name: str) -> Reference:
     if name not in known:
         raise ConfigError(
             f"no model is called {name}: {', '.join(sorted(known)) or 'there are none'}"
+            f" (a new model appears after its first {Calibration().events:,} events)"
         )
     reference = known[name].reference
     if reference is None:

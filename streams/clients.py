@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from monitor.errors import ConfigError
+
 # What confluent-kafka's clients take: strings, numbers, switches and callbacks.
 Config: TypeAlias = dict[str, Any]
 
@@ -25,6 +27,9 @@ SESSION_MS = 45_000
 
 # Switches which would turn off the check that the broker is the one that was meant.
 _UNSAFE = {"enable.ssl.certificate.verification", "enable.sasl.oauthbearer.unsecure.jwt"}
+
+
+_REFUSED = {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ def base_config(settings: KafkaSettings, logger: logging.Logger) -> Config:
         "bootstrap.servers": settings.bootstrap,
         "client.id": settings.client_id,
         "error_cb": ErrorLog(logger),
-        "log_level": 3,  # without it librdkafka writes each reconnect to stderr, beside error_cb
+        "log_level": 2,  # at 3 librdkafka writes each reconnect to stderr (30 lines/s), beside error_cb
         "reconnect.backoff.max.ms": 2_000,  # 10 s would outlast a broker's restart
         "broker.address.family": "v4" if _all_v4(settings.bootstrap) else "any",
     }
@@ -155,23 +160,57 @@ def transaction_timeout_ms(settings: KafkaSettings) -> int:
 
 
 def admin(settings: KafkaSettings, logger: logging.Logger) -> AdminClient:
-    """An administrative client."""
-    return AdminClient(base_config(settings, logger))
+    """An administrative client.
+
+    Raises:
+        ConfigError: an option is wrong, such as a certificate that cannot be read.
+    """
+    return _admin(base_config(settings, logger))
+
+
+class Refusals:
+    """librdkafka's ``error_cb`` which remembers a failure that waiting will not mend: ``reason``, or ``""``."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def __call__(self, error: KafkaError) -> None:
+        """Remember ``error`` if it says that the broker or we refuse the other's credentials."""
+        # A broker that goes away during the handshake is an SSL error, too.
+        if error.code() in _REFUSED and "Disconnected" not in error.str():
+            self.reason = error.str()
 
 
 def reachable(settings: KafkaSettings, *, timeout_s: float = 2.0) -> bool:
-    """Whether a broker answers within ``timeout_s``. Silent, so that the caller can say it in its own way."""
-    quiet: Config = {
-        **settings.security,
-        "bootstrap.servers": settings.bootstrap,
-        "log_level": 0,
-        "error_cb": lambda _: None,
-    }
+    """Whether a broker answers within ``timeout_s``. Silent, so that the caller can say it in its own way.
+
+    Raises:
+        ConfigError: a security option is wrong, or the broker refuses who we are.
+    """
+    refusals = Refusals()
+    client = _admin(
+        {
+            **settings.security,
+            "bootstrap.servers": settings.bootstrap,
+            "log_level": 0,
+            "error_cb": refusals,
+        }
+    )
     try:
-        AdminClient(quiet).list_topics(timeout=timeout_s)
+        client.list_topics(timeout=timeout_s)
     except KafkaException:
+        client.poll(0)  # serves error_cb
+        if refusals.reason:
+            raise ConfigError(f"kafka: {refusals.reason}") from None
         return False
     return True
+
+
+def _admin(config: Config) -> AdminClient:
+    try:
+        return AdminClient(config)
+    except KafkaException as err:
+        raise ConfigError(f"kafka: {err.args[0].str()}") from None
 
 
 def _all_v4(bootstrap: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperCommand
 from typing_extensions import override
 
@@ -32,7 +32,9 @@ def write_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         write_json(rows)
         return
-    table = Table(*(rows[0] if rows else ("nothing",)), box=None, pad_edge=False)
+    headings = rows[0] if rows else ("nothing",)
+    columns = (Column(heading, overflow="fold") for heading in headings)  # never cut short
+    table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     Console(highlight=False).print(table)

@@ -85,7 +85,7 @@ def _broker_findings(settings: Settings, timeout_s: float) -> Iterator[Finding]:
     address = settings.kafka.bootstrap
     try:
         kafka = wiring.require_broker(settings, timeout_s=timeout_s)
-    except (TransientError, ValueError) as err:
+    except (DriftlineError, ValueError) as err:
         yield Finding(
             "broker",
             "fail",

@@ -73,6 +73,7 @@ def require_broker(settings: Settings, *, timeout_s: float = 5.0) -> KafkaSettin
 
     Raises:
         TransientError: it does not answer.
+        ConfigError: a security option is wrong, or the broker refuses who we are.
     """
     chosen = kafka(settings)
     if not clients.reachable(chosen, timeout_s=timeout_s):

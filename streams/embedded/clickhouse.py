@@ -39,7 +39,14 @@ import pyarrow as pa
 import uvicorn
 
 from monitor.errors import ConfigError
-from streams.embedded.engine import Answer, ClickHouseError, Engine, Request, split_insert
+from streams.embedded.engine import (
+    ACCESS_DENIED,
+    Answer,
+    ClickHouseError,
+    Engine,
+    Request,
+    split_insert,
+)
 from streams.embedded.supervisor import LOOPBACK, Child, is_free
 
 PASSWORD_VARIABLE: Final = "DRIFTLINE_CLICKHOUSE__PASSWORD"  # noqa: S105  # a name; clients read the same one
@@ -64,7 +71,7 @@ _CODES: Final = {
 }
 # fmt: on
 HTTP_STATUS: Final = {code: status for status, codes in _CODES.items() for code in codes}
-NOT_IMPLEMENTED, ACCESS_DENIED, AUTHENTICATION_FAILED, INCORRECT_DATA = 48, 497, 516, 117
+NOT_IMPLEMENTED, AUTHENTICATION_FAILED, INCORRECT_DATA = 48, 516, 117
 
 # Parameters of the interface itself. Every other one is a setting, or ``param_NAME``.
 # fmt: off
@@ -255,7 +262,7 @@ class Endpoint:
 
 
 def refuse_browsers(headers: Mapping[str, str]) -> None:
-    """Keep web pages out: chDB reads and writes any file of its user, and a page can reach the loopback address."""
+    """Keep web pages out: a page can reach the loopback address, and so the tables."""
     host, _, _port = headers.get("host", LOOPBACK).partition(":")
     if "origin" in headers or host not in (LOOPBACK, "localhost"):
         raise ClickHouseError(

@@ -2,6 +2,9 @@
 
 Data of an INSERT reaches chDB as a file in memory (``FROM INFILE``): inline in the statement, chDB cut a Native
 block of 30 MB short, and a temporary file would cost a disk.
+
+Whoever reaches the engine may use its tables, and nothing else of this machine: no grant covers the functions and
+engines that read or write files, addresses and programs (``file``, ``url``, ``s3``, ``remote``, ``File`` ...).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import IO, Any, Final, Self
 from monitor.errors import ConfigError
 
 UNKNOWN_SETTING: Final = 115
+ACCESS_DENIED: Final = 497
 UNKNOWN_EXCEPTION: Final = 1002
 
 _CODE: Final = re.compile(r"Code: (\d+)\. ")
@@ -34,6 +38,12 @@ _TOKEN: Final = re.compile(
 )
 # Mostly waits for ever in chDB, also with the delay at 0; without it the files go a moment later.
 _SYNC: Final = re.compile(rb"\A(\s*(?:DROP|DETACH)\b.*)\bSYNC\s*;?\s*\Z", re.I | re.S)
+# chDB runs these as its own client, past all grants: they read, write or move any file of this user.
+_PAST_GRANTS: Final = re.compile(rb"\b(INFILE|OUTFILE|ATTACH)\b", re.I)
+_GRANTS: Final = (
+    "SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, CREATE TEMPORARY TABLE, DROP, TRUNCATE, "
+    "OPTIMIZE, SHOW, KILL QUERY"
+)
 _FORMAT_NAME: Final = re.compile(rb"\s+(\w+)[ \t\f]*\r?\n?")
 
 
@@ -133,6 +143,7 @@ class Engine:
     def __init__(self, path: Path, memory_bytes: int) -> None:
         self._lock = _lock_directory(path)
         (path / "config.xml").write_text(_server_config(memory_bytes))
+        (path / "users.xml").write_text(_users_config())
         os.chdir(path)  # chDB would read ? and & in an absolute path as options
         import chdb  # late, because the import itself starts an engine: 0.4 s
 
@@ -208,7 +219,19 @@ def _server_config(memory_bytes: int) -> str:
         **{f"{name}_cache_size": memory_bytes // 32 for name in names},  # 5 GiB each by default
     }
     lines = "".join(f"<{name}>{value}</{name}>" for name, value in values.items())
-    return f"<clickhouse>{lines}<logger><level>none</level></logger></clickhouse>\n"
+    lines += "<users_config>users.xml</users_config><logger><level>none</level></logger>"
+    return f"<clickhouse>{lines}</clickhouse>\n"
+
+
+def _users_config() -> str:
+    user = (
+        "<password></password><networks><ip>::/0</ip></networks><profile>default</profile>"
+        f"<quota>default</quota><grants><query>GRANT {_GRANTS} ON *.*</query></grants>"
+    )
+    return (
+        "<clickhouse><profiles><default/></profiles><quotas><default/></quotas>"
+        f"<users><default>{user}</default></users></clickhouse>\n"
+    )
 
 
 def _assignment(name: str, value: str) -> str:
@@ -221,6 +244,11 @@ def _assignment(name: str, value: str) -> str:
 @contextmanager
 def _whole_statement(request: Request) -> Iterator[bytes]:
     insert = request.insert
+    for part in (request.statement, insert.into + insert.clauses if insert else b""):
+        if match := _PAST_GRANTS.search(part):
+            raise ClickHouseError(
+                ACCESS_DENIED, f"{match[0].decode().upper()} is refused here. (ACCESS_DENIED)"
+            )
     if insert is None:
         yield _SYNC.sub(rb"\1", request.statement)
         return

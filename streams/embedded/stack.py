@@ -8,6 +8,7 @@
 
 The embedded broker forgets everything when it ends, so its offsets start at 0 with every run. The database must not
 remember other offsets: an embedded one is emptied first, one that was given gets a database of its own for the run.
+What a ``fresh`` run created on servers that were given is deleted when the run is over.
 """
 
 from __future__ import annotations
@@ -15,30 +16,32 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import secrets
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.request import ProxyHandler, build_opener
 
-from monitor import store
+from confluent_kafka import KafkaException
+
+from monitor import clickhouse, store
 from monitor.environment import environment
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, DriftlineError
 from monitor.settings import Settings
 from streams import clients, topics, wiring
 from streams.embedded import broker as broker_server
 from streams.embedded import clickhouse as database_server
+from streams.embedded.placement import place, port_of
 from streams.embedded.supervisor import (
     LOOPBACK,
     Child,
     ChildConfigError,
+    ChildFailedError,
     Supervisor,
     free_port,
 )
@@ -46,8 +49,11 @@ from streams.processes import PROCESSES
 
 SERVERS_TIMEOUT_S: Final = 30.0  # measured: broker 0.1 s, database 1.2 s
 API_TIMEOUT_S: Final = 60.0  # seven Python processes start at once, on few cores
-EMBEDDED_SESSION_S: Final = clients.EMBEDDED_SESSION_MS / 1_000
+_TIDY_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.2
+_EMPTIED: Final = (
+    "emptied-at-each-start"  # the mark in a directory of ours: only its store is deleted
+)
 _OPENER: Final = build_opener(ProxyHandler({}))  # no proxy stands between us and loopback
 
 logger = logging.getLogger(__name__)
@@ -92,9 +98,9 @@ class Stack:
 
         Raises:
             ConfigError: a process refused its configuration.
-            streams.embedded.supervisor.ChildFailedError: the broker ended.
+            DriftlineError: the broker ended.
         """
-        with _config_errors():
+        with _one_line():
             for end in self.supervisor.poll():
                 logger.warning(
                     "%s ended with code %d; again in %s s", end.name, end.code, end.restart_in_s
@@ -124,71 +130,82 @@ def embedded_stack(
         data_dir: where data and logs go; ``settings.embedded.data_dir`` if not given.
         broker: a Kafka to use instead of the embedded one.
         database: a ClickHouse (URL) to use instead of the embedded one.
-        fresh: share nothing with other runs: free ports, own topics and database on servers that were given.
+        fresh: share nothing with other runs: free ports, own topics and database on servers that were given, which
+            are deleted at the end.
         processes: the processes to start.
 
     Raises:
         ConfigError: a setting is wrong, or the directory is in use.
         TransientError: a server that was given does not answer.
-        streams.embedded.supervisor.ChildFailedError: a server does not start.
+        DriftlineError: a server does not start, or ends.
     """
     home = (data_dir or settings.embedded.data_dir).absolute()
-    with _locked(home), Supervisor(home / "logs") as supervisor, _config_errors():
-        placed = _placed(settings, home, broker, database, fresh=fresh)
-        if broker is None:
-            supervisor.start(broker_server.child(_port_of(placed.kafka.bootstrap), home))
-        if database is None:
+    with _locked(home):
+        placed = place(settings, home, broker, database, fresh=fresh)
+        with (
+            ExitStack() as afterwards,  # outside: our processes have ended by then
+            Supervisor(home / "logs") as supervisor,
+            _one_line(),
+        ):
             if broker is None:
-                shutil.rmtree(home / "clickhouse", ignore_errors=True)
-            supervisor.start(database_server.child(placed.clickhouse.port, home / "clickhouse"))
-        supervisor.wait_ready(SERVERS_TIMEOUT_S)
-        _prepare(placed)
-        ports = {name: free_port() for name in processes}
-        for name in processes:
-            supervisor.start(_child(name, placed, ports[name]))
-        supervisor.wait_ready(API_TIMEOUT_S)
-        yield Stack(placed, supervisor, home, ports)
+                supervisor.start(broker_server.child(port_of(placed.kafka.bootstrap), home))
+            if database is None:
+                tables = home / "embedded-clickhouse"
+                _claim(tables, empty=broker is None)
+                supervisor.start(database_server.child(placed.clickhouse.port, tables))
+            supervisor.wait_ready(SERVERS_TIMEOUT_S)
+            wiring.require_broker(placed)
+            if fresh and broker is not None:
+                afterwards.callback(_best_effort, "topics", partial(_delete_topics, placed))
+            if fresh and database is not None:
+                afterwards.callback(_best_effort, "database", partial(_drop_database, placed))
+            _prepare(placed)
+            ports = {name: free_port() for name in processes}
+            for name in processes:
+                supervisor.start(_child(name, placed, ports[name]))
+            supervisor.wait_ready(API_TIMEOUT_S)
+            yield Stack(placed, supervisor, home, ports)
 
 
-def _placed(
-    settings: Settings, home: Path, broker: str | None, url: str | None, *, fresh: bool
-) -> Settings:
-    """The settings with the addresses of this run."""
-    run = secrets.token_hex(3)
-    kafka: dict[str, Any] = {"bootstrap": broker}
-    if broker is None:
-        wanted = _port_of(settings.kafka.bootstrap)
-        kafka = {
-            "bootstrap": f"{LOOPBACK}:{_port(wanted, fresh=fresh)}",
-            "session_timeout_s": EMBEDDED_SESSION_S,
-            "security_protocol": "PLAINTEXT",
-        }
-    elif fresh:
-        kafka["topic_prefix"] = f"{settings.kafka.topic_prefix}{run}."
-    database: dict[str, Any] = {"url": url}
-    if url is None:
-        port = _port(settings.clickhouse.port, fresh=fresh)
-        database = {"url": f"http://{LOOPBACK}:{port}", "user": "default"}
-    elif fresh or broker is None:
-        database["database"] = f"{settings.clickhouse.database}_{run}"
-    api = settings.api.port
-    if fresh or "port" not in settings.api.model_fields_set:
-        api = _port(api, fresh=fresh)
-    form = {name: getattr(settings, name).model_dump() for name in type(settings).model_fields}
-    form["kafka"] |= kafka
-    form["clickhouse"] |= database
-    form["api"] |= {"port": api}
-    form["detector"] |= {"data_dir": home / "detector"}
-    return Settings.model_construct(
-        **{
-            name: type(getattr(settings, name)).model_validate(group)
-            for name, group in form.items()
-        }
-    )
+def _claim(tables: Path, *, empty: bool) -> None:
+    """Make the directory of the embedded database, or empty it if it is ours."""
+    mark = tables / _EMPTIED
+    try:
+        tables.mkdir(exist_ok=True)
+        if not mark.exists() and any(tables.iterdir()):
+            raise ConfigError(f"{tables} is not ours: move it away, or use another data directory")
+        mark.touch()
+        if empty and (tables / "store").exists():
+            shutil.rmtree(tables / "store")
+    except OSError as err:
+        raise ConfigError(f"{tables}: cannot be used: {err.strerror}") from err
+
+
+def _best_effort(what: str, delete: Callable[[], str]) -> None:
+    try:
+        logger.info("deleted the %s of this run: %s", what, delete())
+    except (DriftlineError, KafkaException, TimeoutError) as err:
+        logger.warning("the %s of this run could not be deleted: %s", what, err)
+
+
+def _delete_topics(placed: Settings) -> str:
+    admin = clients.admin(wiring.require_broker(placed), logger)
+    prefix = placed.kafka.topic_prefix
+    names = [n for n in admin.list_topics(timeout=_TIDY_TIMEOUT_S).topics if n.startswith(prefix)]
+    if names:
+        for deleted in admin.delete_topics(names, request_timeout=_TIDY_TIMEOUT_S).values():
+            deleted.result(_TIDY_TIMEOUT_S)
+    return f"{prefix}* ({len(names)})"
+
+
+def _drop_database(placed: Settings) -> str:
+    with clickhouse.translated(), wiring.clickhouse_client(placed) as client:
+        client.command(f"DROP DATABASE IF EXISTS {placed.clickhouse.database}")
+    return placed.clickhouse.database
 
 
 def _prepare(settings: Settings) -> None:
-    admin = clients.admin(wiring.require_broker(settings), logger)
+    admin = clients.admin(wiring.kafka(settings), logger)
     topics.create(admin, wiring.topics(settings), wiring.widths(settings))
     store.migrate(settings.clickhouse)
 
@@ -211,23 +228,6 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _port_of(bootstrap: str) -> int:
-    return int(bootstrap.split(",")[0].rpartition(":")[2])
-
-
-def _port(preferred: int, *, fresh: bool) -> int:
-    """The usual port where it is free: an address that stays the same is worth a try."""
-    if fresh:
-        return free_port()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, preferred))
-        except OSError:
-            return free_port()
-    return preferred or free_port()
-
-
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
     try:
@@ -240,7 +240,8 @@ def _locked(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise ConfigError(
-                f"{home} is in use by another driftline: stop it, or give another --data-dir"
+                f"{home} is in use by another driftline: stop it, or set DRIFTLINE_EMBEDDED__DATA_DIR"
+                " to another directory"
             ) from err
         lock.write(str(os.getpid()))
         lock.flush()
@@ -248,8 +249,12 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _config_errors() -> Iterator[None]:
+def _one_line() -> Iterator[None]:
+    """Make of a child's end an error for the user: what ended, and the last line that it said."""
     try:
         yield
     except ChildConfigError as err:
         raise ConfigError(str(err)) from err
+    except ChildFailedError as err:
+        first, *tail = str(err).splitlines()
+        raise DriftlineError(f"{first} {tail[-1]}" if tail else first) from err

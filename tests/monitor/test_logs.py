@@ -19,7 +19,7 @@ SECRET = "hunter2hunter2"  # planted, to be found nowhere
 def _logging_is_put_back() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in logs.QUIET}
+    levels = {name: logging.getLogger(name).level for name in (*logs.QUIET, *logs.SILENT)}
     yield
     root.handlers[:], root.level = handlers, level
     for name, before in levels.items():
@@ -78,6 +78,14 @@ def test_chatty_libraries_are_heard_from_warning_on(name: str) -> None:
     logging.getLogger(name).warning("trouble")
     assert "chatter" not in out.getvalue()
     assert "trouble" in out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["clickhouse_connect.driver.httpclient", "urllib3.connectionpool"])
+def test_attempts_on_a_server_that_is_away_are_not_logged_by_its_client(name: str) -> None:
+    out = _configured("logfmt")
+    logging.getLogger("urllib3").setLevel(logging.WARNING)  # as clickhouse_connect does on import
+    logging.getLogger(name).error("Unexpected Http Driver Exception")
+    assert out.getvalue() == ""
 
 
 @pytest.mark.parametrize("format_", ["console", "logfmt", "json"])

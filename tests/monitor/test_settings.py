@@ -72,6 +72,15 @@ def test_kubernetes_service_links_are_not_taken_for_settings(
         ("DRIFTLINE_KAFKA_BOOTSTRAP", "x", "did you mean DRIFTLINE_KAFKA__BOOTSTRAP?"),
         ("DRIFTLINE_API__PORT", "http", "api.port (DRIFTLINE_API__PORT): Input should be"),
         ("DRIFTLINE_API__HOST", "0.0.0.0", "needs a key"),  # the refused case
+        ("DRIFTLINE_KAFKA__BOOTSTRAP", "foo", "kafka.bootstrap (DRIFTLINE_KAFKA__BOOTSTRAP): exp"),
+        ("DRIFTLINE_KAFKA__BOOTSTRAP", "foo:99999", "ports from 1 to 65535"),
+        ("DRIFTLINE_KAFKA__BOOTSTRAP", "foo:1,bar:0", "ports from 1 to 65535"),
+        ("DRIFTLINE_KAFKA__BOOTSTRAP", "foo:1,", "expected HOST:PORT"),
+        ("DRIFTLINE_KAFKA__BOOTSTRAP", "http://foo:9092", "expected HOST:PORT"),
+        ("DRIFTLINE_KAFKA__BOOTSTRAP", "me:hunter2@foo:9092", "expected HOST:PORT"),
+        ("DRIFTLINE_CLICKHOUSE__URL", "http://h:99999", "a port from 1 to 65535"),
+        ("DRIFTLINE_CLICKHOUSE__URL", "http://h:0", "a port from 1 to 65535"),
+        ("DRIFTLINE_CLICKHOUSE__URL", "http://me:hunter2@[h", "expected http://HOST:PORT"),
         ("DRIFTLINE_CLICKHOUSE__URL", "http://me:hunter2@h:1", "no user and password in"),
         ("DRIFTLINE_CLICKHOUSE__URL", "http://h:hunter2", "clickhouse.url"),
         ("DRIFTLINE_CLICKHOUSE__URL", "clickhouse:8123", "expected http://HOST:PORT"),
@@ -101,6 +110,10 @@ def test_a_wrong_variable_is_one_line_that_names_it_and_not_its_value(
         ("kafka: 7", "expected a mapping of groups"),
         ("- kafka", "expected a mapping of groups"),
         ("kafka: {a: 1", "line 1: not YAML"),
+        ("1: {bootstrap: x}", "expected a mapping of groups"),
+        ("kafka: {1: x}", "kafka.1"),
+        ("kafka: 2013-02-31", "a value in it cannot be read"),
+        ("kafka: " + "[" * 3000, "a value in it cannot be read"),
     ],
 )
 def test_a_wrong_yaml_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -160,6 +173,12 @@ def test_the_address_of_clickhouse_falls_apart_into_host_and_port(
 ) -> None:
     settings = ClickHouseSettings(url=url)
     assert (settings.host, settings.port, settings.secure) == (host, port, secure)
+
+
+def test_addresses_of_brokers_are_kept_without_the_blanks_between_them() -> None:
+    assert KafkaSettings(bootstrap="a:1, [::1]:65535 ,b.c:9092").bootstrap == (
+        "a:1,[::1]:65535,b.c:9092"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from monitor import environment, store
+from monitor.errors import DriftlineError
 from monitor.settings import Settings
 from streams import __main__ as cli
+from streams.console import write_rows
 from streams.embedded import clickhouse
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from streams.processes import PROCESSES, Process
@@ -83,11 +88,19 @@ def test_version_is_one_line_or_json() -> None:
         (["run", "sink", "--config", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
         (["apply", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
         (["doctor", "-c", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
+        (["up", "--broker", "foo"], "--broker: expected HOST:PORT"),
+        (["up", "--clickhouse", "foo"], "--clickhouse: expected http://HOST:PORT"),
+        (["up", "--clickhouse", "http://u:p@h:1"], "--clickhouse: no user and password"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.setenv("DRIFTLINE_EMBEDDED__DATA_DIR", str(tmp_path))
     code, error = _main(capsys, *arguments)
     assert code == 2
     assert error.startswith("driftline: ")
@@ -117,6 +130,52 @@ def test_a_broker_that_is_away_is_one_line_and_exit_code_1(
     code, error = _main(capsys, "topics", "list")
     assert (code, error.count("\n")) == (1, 1)
     assert "no Kafka broker answers at" in error
+
+
+def test_any_other_failure_that_we_know_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stalled(*_: object, **__: object) -> None:
+        raise DriftlineError("broker ended with code 1; the end of broker.log:\nout of memory")
+
+    monkeypatch.setattr("streams.demo.show.run", stalled)
+    assert _main(capsys, "demo") == (
+        1,
+        "driftline: broker ended with code 1; the end of broker.log: out of memory\n",
+    )
+
+
+def test_a_demo_that_is_interrupted_says_so_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streams.demo.show.run", interrupted)
+    ended = _run("demo")
+    assert (ended.exit_code, ended.output) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("process", [p for p in PROCESSES if "kafka" in p.groups], ids=str)
+def test_a_process_whose_certificate_cannot_be_read_ends_instead_of_waiting(
+    process: Process, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "stop_on_signals", lambda _stop: None)
+    monkeypatch.setenv("DRIFTLINE_KAFKA__SECURITY_PROTOCOL", "SSL")
+    monkeypatch.setenv("DRIFTLINE_KAFKA__SSL_CA_LOCATION", "/nowhere/ca.pem")
+    code, error = _main(capsys, "run", process.name)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "ssl.ca.location" in error
+
+
+def test_headings_are_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    out = io.StringIO()
+    with redirect_stdout(out):
+        write_rows([{"partition": 0, "calibrating": 1, "unaccounted": 2}], as_json=False)
+    assert "…" not in out.getvalue()
+    letters = Counter(c for c in out.getvalue() if c.isalpha())
+    assert letters == Counter("partitioncalibratingunaccounted")
 
 
 @pytest.fixture
@@ -184,6 +243,7 @@ def test_an_unknown_model_has_no_reference(
     code, error = _main(capsys, "reference", "show", "nobody")
     assert code == 2
     assert "no model is called nobody: there are none" in error
+    assert "a new model appears after its first 5,000 events" in error
 
 
 def test_a_missing_event_in_the_ledger_is_exit_code_1(servers: Settings) -> None:

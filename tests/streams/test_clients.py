@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
+from contextlib import suppress
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer
 
+from monitor.errors import ConfigError
 from streams.clients import (
     EMBEDDED_SESSION_MS,
     SESSION_MS,
     ErrorLog,
     KafkaSettings,
+    Refusals,
+    admin,
     consumer_config,
     producer_config,
     reachable,
@@ -56,6 +62,66 @@ def test_librdkafka_accepts_every_option() -> None:
 
 def test_nothing_answers_on_a_closed_port() -> None:
     assert not reachable(NOWHERE, timeout_s=0.2)
+
+
+def test_a_broker_that_is_away_is_said_by_us_and_not_by_librdkafka(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = Consumer(consumer_config(NOWHERE, "group", LOGGER))
+    consumer.subscribe(["predictions"])
+    consumer.poll(1.0)
+    consumer.close()
+    assert "kafka client: _TRANSPORT" in caplog.text
+    assert capfd.readouterr().err == ""
+
+
+def test_a_certificate_that_cannot_be_read_is_a_wrong_setting() -> None:
+    wrong = KafkaSettings(
+        "127.0.0.1:9",
+        security={"security.protocol": "SSL", "ssl.ca.location": "/nowhere/ca.pem"},
+    )
+    for ask in (lambda: reachable(wrong), lambda: admin(wrong, LOGGER)):
+        with pytest.raises(ConfigError, match=r"kafka: .*ssl\.ca\.location"):
+            ask()
+
+
+def test_a_broker_that_does_not_speak_tls_is_a_wrong_setting_and_not_one_that_is_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=_answer_in_plain_text, args=(server,))
+        answering.start()
+        port = server.getsockname()[1]
+        settings = KafkaSettings(f"127.0.0.1:{port}", security={"security.protocol": "SSL"})
+        with pytest.raises(ConfigError, match=r"kafka: .*SSL handshake failed"):
+            reachable(settings, timeout_s=1)
+        server.shutdown(socket.SHUT_RDWR)  # ends accept
+        answering.join()
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "refused"),
+    [
+        (KafkaError._AUTHENTICATION, "SASL authentication error", True),
+        (KafkaError.SASL_AUTHENTICATION_FAILED, "invalid credentials", True),
+        (KafkaError._SSL, "certificate verify failed", True),
+        (KafkaError._SSL, "SSL handshake failed: Disconnected", False),  # a broker that goes away
+        (KafkaError._TRANSPORT, "Connection refused", False),
+        (KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down", False),
+    ],
+)
+def test_a_refusal_is_told_from_an_outage(code: int, text: str, refused: bool) -> None:
+    refusals = Refusals()
+    refusals(KafkaError(code, text))
+    refusals(KafkaError(KafkaError._ALL_BROKERS_DOWN))  # comes last and must not hide it
+    assert bool(refusals.reason) is refused
+
+
+def _answer_in_plain_text(server: socket.socket) -> None:
+    with suppress(OSError):  # the server is shut down
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
 def test_each_kind_of_error_is_logged_once_until_it_has_been_quiet(

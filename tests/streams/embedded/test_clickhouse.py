@@ -123,6 +123,37 @@ def test_web_pages_are_kept_out(guarded_port: int, header: dict[str, str]) -> No
     assert (status, "Code: 497" in text) == (403, True)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM file('{file}')",
+        "SELECT * FROM `fi\\x6ce` /**/ ('{file}')",
+        "SELECT * FROM `{file}`",
+        "DESCRIBE file('{file}')",
+        "SELECT * FROM url('http://127.0.0.1:1/x', CSV, 'x Int64')",
+        "SELECT * FROM s3('http://127.0.0.1:1/bucket/x', CSV, 'x Int64')",
+        "SELECT * FROM remote('127.0.0.1:1', system.one)",
+        "INSERT INTO FUNCTION file('{file}', CSV, 'x Int64') SELECT 1",
+        "CREATE TABLE default.f (x Int64) ENGINE = File(CSV, '{file}')",
+        "CREATE DATABASE f ENGINE = Filesystem('/')",
+        "SELECT 1 INTO OUTFILE '{file}'",
+        "INSERT INTO default.t FROM INFILE '{file}' FORMAT CSV",
+        "ATTACH TABLE default.f FROM '{file}' (x Int64) ENGINE = MergeTree ORDER BY x",
+        "SELECT 1; attach TABLE default.f FROM '{file}' (x Int64) ENGINE = Log",
+        "GRANT ALL ON *.* TO default",
+    ],
+)
+def test_files_and_addresses_of_this_machine_are_out_of_reach(
+    guarded_port: int, tmp_path: Path, sql: str
+) -> None:
+    file = tmp_path / "private.csv"
+    file.write_text("1\n")
+    ask(guarded_port, "CREATE TABLE default.t (x Int64) ENGINE = Memory", X_ClickHouse_Key=PASSWORD)
+    status, text = ask(guarded_port, sql.format(file=file), X_ClickHouse_Key=PASSWORD)
+    assert (status, "Code: 497" in text) == (403, True), text
+    assert file.read_text() == "1\n"
+
+
 def test_what_is_not_supported_is_refused_and_not_ignored(guarded_port: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", guarded_port, timeout=30)
     connection.request("POST", "/?compress=1", b"SELECT 1", {"X-ClickHouse-Key": PASSWORD})

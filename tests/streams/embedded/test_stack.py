@@ -5,7 +5,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ import pytest
 from confluent_kafka import Producer
 
 from monitor import store
-from monitor.errors import ConfigError, TransientError
-from monitor.settings import ApiSettings, ClickHouseSettings, KafkaSettings, Settings
+from monitor.errors import ConfigError, DriftlineError, TransientError
+from monitor.settings import ClickHouseSettings, KafkaSettings, MetricsSettings, Settings
 from streams import clients, topics, wiring
 from streams.embedded.stack import Stack, embedded_stack
 from streams.embedded.supervisor import LOOPBACK, free_port
@@ -99,6 +98,16 @@ def test_servers_that_are_given_are_shared_without_a_trace_of_each_other(
         assert other.settings.clickhouse.database != stack.settings.clickhouse.database
         ledger = httpx.get(f"{other.api}/api/v1/ledger", trust_env=False).json()
         assert ledger["total"]["events"] == 0
+        admin = clients.admin(wiring.require_broker(stack.settings), _logger())
+        prefix, database = other.settings.kafka.topic_prefix, other.settings.clickhouse.database
+        assert [t for t in admin.list_topics(timeout=5).topics if t.startswith(prefix)] != []
+        assert database in _databases(stack)
+    left = admin.list_topics(timeout=5).topics
+    assert [t for t in left if t.startswith(prefix)] == []
+    assert [t for t in left if t.startswith(stack.settings.kafka.topic_prefix)] != []
+    assert _databases(stack) & {database, stack.settings.clickhouse.database} == {
+        stack.settings.clickhouse.database
+    }
 
 
 def test_a_broker_that_is_given_and_away_is_said(tmp_path: Path) -> None:
@@ -112,14 +121,40 @@ def test_a_broker_that_is_given_and_away_is_said(tmp_path: Path) -> None:
 
 
 def test_a_process_that_refuses_its_settings_stops_everything_with_its_line(tmp_path: Path) -> None:
-    with socket.create_server((LOOPBACK, 0)) as taken:
-        api = ApiSettings(port=taken.getsockname()[1])
-        with (
-            pytest.raises(ConfigError, match=r"^api: driftline: api\.port"),
-            embedded_stack(Settings(api=api), data_dir=tmp_path, processes=("api",)) as stack,
-        ):
-            stack.wait()
+    metrics = MetricsSettings(host="192.0.2.1")  # of no machine
+    with (
+        pytest.raises(ConfigError, match=r"^api: driftline: metrics\.port"),
+        embedded_stack(
+            Settings(metrics=metrics), data_dir=tmp_path, fresh=True, processes=("api",)
+        ) as stack,
+    ):
+        stack.wait()
     assert _processes_that_mention(str(tmp_path)) == []
+
+
+def test_a_directory_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "embedded-clickhouse" / "store" / "years of work"
+    theirs.mkdir(parents=True)
+    with (
+        pytest.raises(ConfigError, match="embedded-clickhouse is not ours"),
+        embedded_stack(Settings(), data_dir=tmp_path, fresh=True, processes=()),
+    ):
+        pass
+    assert theirs.is_dir()
+
+
+def test_each_start_finds_empty_tables_and_a_broker_that_fails_is_one_line(tmp_path: Path) -> None:
+    other = tmp_path / "clickhouse"
+    other.mkdir()
+    for _ in range(2):
+        with embedded_stack(Settings(), data_dir=tmp_path, fresh=True, processes=()) as stack:
+            client = wiring.clickhouse_client(stack.settings)
+            client.command("CREATE DATABASE mine")  # fails where it is there already
+            client.close()
+            os.kill(stack.supervisor.pid("broker"), signal.SIGKILL)
+            with pytest.raises(DriftlineError, match=r"^broker ended with code -9; [^\n]*$"):
+                stack.wait()
+    assert other.is_dir()
 
 
 def test_up_ends_cleanly_at_ctrl_c_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -144,6 +179,16 @@ def test_a_stack_on_a_dead_database_says_so(tmp_path: Path) -> None:
         ),
     ):
         pass
+
+
+def _databases(stack: Stack) -> set[str]:
+    client = wiring.clickhouse_client(stack.settings)
+    try:
+        return {
+            str(name) for (name,) in client.query("SELECT name FROM system.databases").result_rows
+        }
+    finally:
+        client.close()
 
 
 def _said(process: subprocess.Popen[bytes], until: str, *, within_s: float) -> str:
