@@ -18,7 +18,7 @@ from scipy import special
 from monitor.binning import FLAGS, SPECIALS, CategoricalBins, Floats, Ints, NumericBins
 from monitor.distances import group_equal_mass, ks, psi
 from monitor.profile import Field, Layout
-from monitor.spec import AlarmBudget, WindowSpec
+from monitor.spec import WindowSpec
 
 RATES: Final = ("missing", "wrong_type", "non_finite", "off_grid", "unseen", "out_of_range")
 QUALITY_RATES: Final = RATES[
@@ -123,27 +123,6 @@ class Null:
         # Where even one cluster is rarer than alpha, nothing at all is expected.
         count = np.where(stay**shape >= 1.0 - alpha, 0.0, count)
         return np.asarray(count * self.rate_deff / n)
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """Probability of a false breach that each single test may use so that the whole model keeps its budget.
-
-    Half of the budget goes to the panes, which look at quality alone and often, half to the windows. Bonferroni over everything
-    that is tested in the budget's period: valid whatever the dependence, and so on the quiet side.
-    """
-
-    window: float
-    pane: float
-
-    @staticmethod
-    def of(budget: AlarmBudget, windows: WindowSpec, *, segments: int, fields: int) -> Levels:
-        """The levels of a model with that many segments (the whole model counts as one) and fields."""
-        per_window = fields * (2 + len(RATES))
-        tests = sum(budget.per / size for size in windows.sizes) * segments * per_window
-        pane_tests = budget.per / windows.pane * segments * fields * len(QUALITY_RATES)
-        half = budget.false_alarms / 2
-        return Levels(window=min(0.05, half / tests), pane=min(0.05, half / pane_tests))
 
 
 def rate_counts(layout: Layout, vectors: Ints) -> Ints:

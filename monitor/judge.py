@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from monitor import wire
+from monitor.adwin import Adwin, AdwinConfig
 from monitor.binning import Floats, NumericBins
-from monitor.calibration import Levels
-from monitor.detectors import Adwin, AdwinConfig
+from monitor.budget import Levels
 from monitor.panes import SeriesKey
 from monitor.profile import Field, Profile
 from monitor.reference import Reference

@@ -11,7 +11,8 @@ import numpy as np
 from scipy import special
 
 from monitor.binning import NumericBins
-from monitor.calibration import PSI_GROUPS, QUALITY_RATES, RATES, Levels, Null, rate_counts
+from monitor.budget import Levels
+from monitor.calibration import PSI_GROUPS, QUALITY_RATES, RATES, Null, rate_counts
 from monitor.distances import group_equal_mass, ks, psi
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference

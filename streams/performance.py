@@ -15,8 +15,9 @@ import msgspec
 from typing_extensions import override
 
 from monitor import wire
-from monitor.calibration import Levels
-from monitor.detectors import Adwin, AdwinConfig, ErrorStream
+from monitor.adwin import Adwin, AdwinConfig
+from monitor.budget import Levels
+from monitor.detectors import ErrorStream
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.verdicts import judge_performance

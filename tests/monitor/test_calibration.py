@@ -15,7 +15,6 @@ from scipy import stats
 from monitor.binning import Floats, cut_categorical, cut_numeric
 from monitor.calibration import (
     RATES,
-    Levels,
     Null,
     calibrate,
     rate_counts,
@@ -23,7 +22,7 @@ from monitor.calibration import (
 )
 from monitor.distances import group_equal_mass, ks, psi
 from monitor.profile import Layout, profile_groups
-from monitor.spec import AlarmBudget, WindowSpec
+from monitor.spec import WindowSpec
 from tests.monitor.builders import DAY, HOUR
 
 ALPHA = 0.05
@@ -271,12 +270,3 @@ def test_the_design_effect_of_a_share(
 ) -> None:
     counts = np.array(blocks, dtype=np.int64).reshape(-1, 2)
     assert low <= rate_design_effect(counts, 1) <= high
-
-
-def test_the_levels_share_the_budget_among_everything_that_is_tested() -> None:
-    windows = WindowSpec(pane=HOUR, sizes=(DAY,))
-    levels = Levels.of(AlarmBudget(false_alarms=1.0, per=30 * DAY), windows, segments=3, fields=5)
-    assert levels.window * 30 * 3 * 5 * (2 + len(RATES)) == pytest.approx(0.5)
-    assert levels.pane * 720 * 3 * 5 * 5 == pytest.approx(0.5)
-    generous = Levels.of(AlarmBudget(false_alarms=1e9, per=DAY), windows, segments=1, fields=1)
-    assert (generous.window, generous.pane) == (0.05, 0.05)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from monitor import reference as references
-from monitor.calibration import Levels
+from monitor.budget import Levels
 from monitor.reference import Reference
 from monitor.verdicts import (
     MIN_KS,
