@@ -110,6 +110,16 @@ class Null:
         mean = self.psi_dof[field] * self.gap(n)[field]
         return float(special.gammaincc(shape, value * shape / mean))
 
+    def psi_p_values(self, n: Floats, values: Floats) -> Floats:
+        """``(fields,)`` of ``psi_p_value``."""
+        pairs = enumerate(zip(n, values, strict=True))
+        return np.array([self.psi_p_value(i, int(k), v) for i, (k, v) in pairs])
+
+    def ks_p_values(self, n: Floats, values: Floats) -> Floats:
+        """``(fields,)`` of ``ks_p_value``."""
+        pairs = enumerate(zip(n, values, strict=True))
+        return np.array([self.ks_p_value(i, int(k), v) for i, (k, v) in pairs])
+
     def rate_limit(self, n: int, alpha: float) -> Floats:
         """``(fields, rates)`` share of ``n`` events passed with probability ``alpha``.
 

@@ -38,16 +38,13 @@ class Judge:
         self._key, self._spec, self._reference = key, spec, reference
         self._alarms: list[wire.Verdict] = []
         if reference is not None:
-            segments, fields = len(reference.profiles), len(reference.layout.fields)
-            self._levels = Levels.of(
-                spec.alarm_budget, spec.windows, segments=segments, fields=fields
-            )
+            self._levels = Levels.of(spec, reference.profiles, key.segment)
             self._fields = tuple(
                 f for f in reference.layout.fields if isinstance(f.bins, NumericBins)
             )
             self._detector = Adwin(
                 len(self._fields),
-                AdwinConfig(delta=self._levels.window),
+                AdwinConfig(delta=self._levels.change / max(1, len(self._fields))),
                 design_effect=self._design_effect(reference),
             )
 

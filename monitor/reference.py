@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from monitor import binning
 from monitor.binning import Bins, Codes, Floats, Raw
-from monitor.calibration import Null, calibrate, rate_design_effect
+from monitor.calibration import PSI_GROUPS, Null, calibrate, rate_design_effect
 from monitor.columns import OTHER_SEGMENT, Columns
+from monitor.comparison import Comparison
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile, profile_groups
 from monitor.spec import ModelSpec
@@ -69,6 +70,14 @@ class Reference:
     labelled: int = 0
     accuracy_deff: float = 1.0
     origin: str = field(default="", compare=False)
+    _comparisons: dict[str, Comparison] = field(default_factory=dict, init=False, repr=False)
+
+    def comparison(self, segment: str) -> Comparison:
+        """The reference's side of the distances of a segment; kept, since every window of the segment needs it."""
+        if segment not in self._comparisons:
+            expected = self.profiles[segment].vector
+            self._comparisons[segment] = Comparison(self.layout, expected, PSI_GROUPS)
+        return self._comparisons[segment]
 
     @property
     def n(self) -> int:

@@ -5,18 +5,17 @@ A statistic below its minimum sample is ``no_data``, never "fine". Limits come f
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from scipy import special
 
 from monitor.binning import NumericBins
-from monitor.budget import Levels
+from monitor.budget import Levels, benjamini_hochberg
 from monitor.calibration import PSI_GROUPS, QUALITY_RATES, RATES, Null, rate_counts
-from monitor.distances import group_equal_mass, ks, psi
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
-from monitor.wire import Performance, Verdict, VerdictKind, VerdictStatus
+from monitor.wire import Performance, Verdict, VerdictKind
 
 MIN_PSI: Final = 20 * PSI_GROUPS  # the gamma form holds from about 20 expected events per group
 MIN_KS: Final = 50
@@ -43,24 +42,16 @@ def judge_window(
     A window that is not ``whole``, because its series began inside it, has seen a part of the day or of the week: its distributions are
     not comparable and are ``no_data``. Its rates are.
     """
-    expected = reference.profiles.get(segment)
     null = reference.nulls.get(segment, {}).get(size_ms)
-    if expected is None or null is None or expected.n == 0:
+    if null is None or reference.profiles[segment].n == 0 or size_ms not in levels.rates:
         return [_no_data("", "reference", profile.n)]
-    rates = _judge_rates(null, profile, levels.window, RATES)
+    rates = _judge_rates(null, profile, levels.rates[size_ms], RATES)
     if not whole:
         return [_no_data("", "distribution", profile.n), *rates]
-    # Missing values are in no bin: what is left of each field has a size of its own.
-    n = np.array([profile.counts(f.name).sum() for f in profile.layout.fields], dtype=np.float64)
-    psi_limits, ks_limits = null.psi_limit(n, levels.window), null.ks_limit(n, levels.window)
-    verdicts: list[Verdict] = []
-    for i, f in enumerate(profile.layout.fields):
-        if _absent(expected, f) and _absent(profile, f):
-            continue
-        verdicts.append(_judge_psi(expected, profile, f, null, i, float(psi_limits[i])))
-        if isinstance(f.bins, NumericBins):
-            verdicts.append(_judge_ks(expected, profile, f, null, i, float(ks_limits[i])))
-    return verdicts + rates
+    return (
+        _judge_distributions(reference, segment, null, profile, levels.distributions[size_ms])
+        + rates
+    )
 
 
 def judge_pane(
@@ -114,33 +105,60 @@ def kind_of(field_name: str) -> VerdictKind:
     return "service" if field_name == LATENCY else "data_drift"
 
 
-def _absent(profile: Profile, f: Field) -> bool:
-    return int(profile.vector[f.counts].sum()) == 0
+def _judge_distributions(
+    reference: Reference, segment: str, null: Null, profile: Profile, level: float
+) -> list[Verdict]:
+    """PSI of every field and KS of the numeric ones: one family."""
+    found = reference.comparison(segment)(profile.vector)
+    present = null.values > 0
+    numeric = np.array([isinstance(f.bins, NumericBins) for f in profile.layout.fields])
+    psi_p = np.where(present & (found.n >= MIN_PSI), null.psi_p_values(found.n, found.psi), np.nan)
+    ks_p = np.where(
+        present & numeric & (found.n >= MIN_KS), null.ks_p_values(found.n, found.ks), np.nan
+    )
+    alpha = benjamini_hochberg(np.concatenate((psi_p, ks_p)), level)
+    psi_limit, ks_limit = null.psi_limit(found.n, alpha), null.ks_limit(found.n, alpha)
+    verdicts: list[Verdict] = []
+    for i, f in enumerate(profile.layout.fields):
+        if not present[i] and found.n[i] == 0:
+            continue
+        psi = _Judged("psi", found.psi[i], psi_limit[i], psi_p[i], found.n[i])
+        verdicts.append(_verdict(f, psi, alpha, reference, segment, profile))
+        if numeric[i]:
+            ks = _Judged("ks", found.ks[i], ks_limit[i], ks_p[i], found.n[i])
+            verdicts.append(_verdict(f, ks, alpha, reference, segment, profile))
+    return verdicts
 
 
-def _judge_psi(
-    expected: Profile, profile: Profile, f: Field, null: Null, i: int, limit: float
+class _Judged(NamedTuple):
+    statistic: str
+    value: float
+    limit: float
+    p_value: float  # NaN: too few to say
+    n: float
+
+
+def _verdict(
+    f: Field, it: _Judged, alpha: float, reference: Reference, segment: str, profile: Profile
 ) -> Verdict:
-    n = int(profile.vector[f.counts].sum())
-    if n < MIN_PSI or _absent(expected, f):
-        return _no_data(f.name, "psi", n, kind=kind_of(f.name))
-    p = expected.vector[f.counts]
-    value = float(psi(p, profile.vector[f.counts], starts=group_equal_mass(p, PSI_GROUPS)))
-    return _verdict(f, "psi", value, limit, null.psi_p_value(i, n, value), n, expected, profile)
-
-
-def _judge_ks(
-    expected: Profile, profile: Profile, f: Field, null: Null, i: int, limit: float
-) -> Verdict:
-    n = int(profile.vector[f.counts].sum())
-    if n < MIN_KS or _absent(expected, f):
-        return _no_data(f.name, "ks", n, kind=kind_of(f.name))
-    value = float(ks(expected.vector[f.counts], profile.vector[f.counts]).low)
-    return _verdict(f, "ks", value, limit, null.ks_p_value(i, n, value), n, expected, profile)
+    if np.isnan(it.p_value):
+        return _no_data(f.name, it.statistic, int(it.n), kind=kind_of(f.name))
+    breach = it.p_value <= alpha
+    return Verdict(
+        kind=kind_of(f.name),
+        feature=f.name,
+        statistic=it.statistic,
+        status="breach" if breach else "ok",
+        value=float(it.value),
+        limit=float(it.limit),
+        p_value=_p(float(it.p_value)),
+        n=int(it.n),
+        evidence=_means(reference, segment, profile, f) if breach else {},
+    )
 
 
 def _judge_rates(
-    null: Null, profile: Profile, alpha: float, names: tuple[str, ...]
+    null: Null, profile: Profile, level: float, names: tuple[str, ...]
 ) -> list[Verdict]:
     """Rates are judged where the defect occurs: the rest is zero, which no limit is below."""
     n = profile.n
@@ -149,7 +167,7 @@ def _judge_rates(
     counts = rate_counts(profile.layout, profile.vector)[:, : len(names)]
     if not counts.any():
         return []
-    limits = null.rate_limit(n, alpha)
+    limits = null.rate_limit(n, level / (len(counts) * len(names)))
     verdicts = []
     for i, j in zip(*np.nonzero(counts), strict=True):
         f = profile.layout.fields[i]
@@ -185,23 +203,13 @@ def _unseen(profile: Profile, f: Field, rate: str) -> dict[str, str]:
     return {"examples": ", ".join(sorted(texts, key=lambda t: (-texts[t], t))[:3])}
 
 
-def _verdict(
-    f: Field,
-    statistic: str,
-    value: float,
-    limit: float,
-    p_value: float,
-    n: int,
-    expected: Profile,
-    now: Profile,
-) -> Verdict:
-    status: VerdictStatus = "breach" if value > limit else "ok"
-    evidence: dict[str, float | int | str] = {}
-    if isinstance(f.bins, NumericBins):
-        evidence = {"mean": now.moments(f.name)[1], "reference_mean": expected.moments(f.name)[1]}
-    return Verdict(
-        kind_of(f.name), f.name, statistic, status, value, limit, _p(p_value), n, None, evidence
-    )
+def _means(
+    reference: Reference, segment: str, profile: Profile, f: Field
+) -> dict[str, float | int | str]:
+    if not isinstance(f.bins, NumericBins):
+        return {}
+    before = reference.profiles[segment].moments(f.name)
+    return {"mean": profile.moments(f.name)[1], "reference_mean": before[1]}
 
 
 def _no_data(feature: str, statistic: str, n: int, kind: VerdictKind = "no_data") -> Verdict:

@@ -75,20 +75,18 @@ class PerformanceStage(Stage):
         model = self._lookup.newest(window.model)
         if not window.final or model is None or model.reference is None:
             return
+        if window.size_ms not in model.spec.windows.sizes:
+            return  # from before the spec changed
         held = self._held.setdefault(partition, {})
         key = (window.model, window.version, window.segment, window.size_ms)
         series = held.get(key)
         if series is not None and offset <= series.offset:
             return
-        levels = Levels.of(
-            model.spec.alarm_budget,
-            model.spec.windows,
-            segments=len(model.reference.profiles),
-            fields=len(model.reference.layout.fields),
-        )
-        verdicts = judge_performance(window, model.reference, alpha=levels.window)
+        levels = Levels.of(model.spec, model.reference.profiles, window.segment)
+        level = levels.performance[window.size_ms]
+        verdicts = judge_performance(window, model.reference, alpha=level)
         if series is None:
-            series = _Series(offset, _BEFORE, _detector(model.reference, levels))
+            series = _Series(offset, _BEFORE, _detector(model.reference, level))
         if (
             window.start_ms > series.start_ms
         ):  # a corrected window is judged anew, but the detector saw it already
@@ -122,8 +120,8 @@ class PerformanceStage(Stage):
         return Output(self._topics.verdicts, partition, spec.model.encode(), wire.encode(message))
 
 
-def _detector(reference: Reference, levels: Levels) -> ErrorStream:
-    config = AdwinConfig(delta=levels.window, direction="rise")
+def _detector(reference: Reference, level: float) -> ErrorStream:
+    config = AdwinConfig(delta=level, direction="rise")
     return ErrorStream(Adwin(1, config, design_effect=reference.accuracy_deff))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,7 +23,7 @@ from monitor.verdicts import (
 from monitor.wire import Performance, Verdict
 from tests.monitor.builders import DAY, HOUR, START, columns, past, profile_of, spec
 
-LEVELS = Levels(window=1e-5, pane=1e-6)
+LEVELS = Levels({DAY: 1e-4}, {DAY: 1e-4}, 1e-5, 1e-5, 1e6, {DAY: 1e-4})
 SPEC = spec(windows={"pane": "1h", "sizes": ["1d"]})
 
 
@@ -172,20 +174,23 @@ def test_a_field_without_values_says_so_though_the_window_is_large() -> None:
 
 def test_the_limit_and_the_p_value_agree_however_many_values_are_missing() -> None:
     """Both are about the values that are there: with nine in ten missing, what is left scatters more and is no drift."""
-    levels = Levels(window=0.01, pane=0.01)
-    breaches = 0
+    levels = replace(LEVELS, distributions={DAY: 0.05})
+    false_alarms = 0
     for seed in range(60):
         values = wind(window(3_000, seed=seed)).tolist()
         rows = window(
             3_000, seed=seed, wind=[v if i % 10 == 0 else None for i, v in enumerate(values)]
         )
         profile = profile_of(REFERENCE, columns(rows))
-        for v in judge_window(REFERENCE, "", profile, size_ms=DAY, levels=levels):
-            if v.feature == "wind" and v.statistic in ("psi", "ks"):
-                assert v.p_value is not None
-                assert (v.status == "breach") == (v.p_value < 0.01)
-                breaches += v.status == "breach"
-    assert breaches <= 6  # 120 tests at 1 %: more than 6 has a probability of 3e-4
+        verdicts = judge_window(REFERENCE, "", profile, size_ms=DAY, levels=levels)
+        compared = [v for v in verdicts if v.statistic in ("psi", "ks") and v.p_value is not None]
+        assert "wind" in {v.feature for v in compared}
+        for v in compared:
+            assert v.value is not None
+            assert v.limit is not None
+            assert (v.status == "breach") == (v.value > v.limit)
+        false_alarms += any(v.status == "breach" for v in compared)
+    assert false_alarms <= 10  # 60 families at 5 %: more than 10 has a probability of 3e-4
 
 
 def test_a_part_of_a_window_is_judged_by_its_rates_alone() -> None:
@@ -265,3 +270,11 @@ def test_a_perfect_reference_still_allows_for_chance() -> None:
     (one,) = judge_performance(performance(0.998), perfect, alpha=1e-5)
     (many,) = judge_performance(performance(0.8), perfect, alpha=1e-5)
     assert (one.status, many.status) == ("ok", "breach")
+
+
+def test_a_window_size_without_a_level_is_no_data() -> None:
+    """A window from before the spec changed: the reference knows the size, the budget does not."""
+    without = replace(LEVELS, distributions={}, rates={})
+    profile = profile_of(REFERENCE, columns(window()))
+    (verdict,) = judge_window(REFERENCE, "", profile, size_ms=DAY, levels=without)
+    assert (verdict.status, verdict.statistic) == ("no_data", "reference")

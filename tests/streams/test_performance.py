@@ -16,7 +16,8 @@ from tests.monitor.builders import HOUR, MODEL, START, spec
 from tests.streams.builders import PARTITIONS, Known, model
 
 TOPICS = Topics()
-KNOWN = Known(model(MODEL), Model(spec("bare"), None))
+SIZES = {"pane": "10s", "sizes": ["1m", "1h"]}
+KNOWN = Known(model(MODEL, windows=SIZES), Model(spec("bare"), None))
 REFERENCE = KNOWN.models[MODEL].reference
 assert REFERENCE is not None
 assert REFERENCE.accuracy is not None
@@ -177,3 +178,8 @@ def test_a_partition_that_moved_away_is_forgotten() -> None:
     runner.feed(3, window(0))
     runner.stage.forget(0)
     assert runner.feed(3, window(0)) != []
+
+
+def test_a_window_of_a_size_that_the_spec_no_longer_has_is_not_judged() -> None:
+    runner = Runner()
+    assert runner.feed(0, window(0, 0.1, size_ms=7 * HOUR)) == []
