@@ -3,11 +3,9 @@
 A pane reaches a detector as ``(n, mean, M2)``. That is enough to treat its values as if they had come one by one, so a
 pane of 1,000 events costs one step, not a thousand; with panes of one value the alarms are river's, alarm for alarm.
 
-The window of a feature is an exponential histogram (Datar et al. 2002): up to ``max_buckets`` buckets a level, each twice
-as many panes as one of the level below, the oldest first::
+The window of a feature is a row of buckets, each of one or more panes (``monitor.buckets``), and a cut may lie between any two::
 
-    level 3     level 2         level 1     level 0
-    [8][8]      [4][4][4]       [2]         [1][1][1][1]        <- panes per bucket, newest pane last
+    [8][8] [4][4][4] [2] [1][1][1][1]        <- panes per bucket, newest pane last
           ^ onset: the start of the first pane after the cut that speaks loudest
 
 So a window of N panes takes O(log N) memory and a step O(log N) time. Detectors read no clock: a pane brings its time.
@@ -15,6 +13,7 @@ So a window of N panes takes O(log N) memory and a step O(log N) time. Detectors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -22,17 +21,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from monitor.bucket_arrays import Arrays
+from monitor.buckets import LARGEST, Loops, Rule, Windows
 from monitor.errors import IncompatibleError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.intp]
 
 SNAPSHOT_VERSION: Final = 1
-_N, _TOTAL, _AT = range(
-    3
-)  # planes of the buckets: events, sum of the values, start of the first pane
+_FEW: Final = 6  # up to so many features, Python on floats is faster than numpy
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class AdwinConfig:
     Attributes:
         delta: confidence of one check, in (0, 1). Smaller is quieter and slower.
         clock: look for a cut each time the window has grown by so many events.
-        max_buckets: buckets a level, at least 1: more place the cut finer, at more cost.
+        max_buckets: buckets a level, at least 2: more place the cut finer, at more cost.
         min_window_length: events that either side of a cut must have, at least 1.
         grace_period: events before the first check, at least 1.
         direction: ``"both"``, or ``"rise"``: a fall then restarts the window without an alarm, so that the next rise is
@@ -59,17 +57,17 @@ class AdwinConfig:
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
             raise ValueError(f"delta is a probability between 0 and 1, not {self.delta}")
-        if min(self.clock, self.max_buckets, self.min_window_length, self.grace_period) < 1:
-            raise ValueError(
-                "clock, max_buckets, min_window_length and grace_period are at least 1"
-            )
+        if min(self.clock, self.min_window_length, self.grace_period) < 1:
+            raise ValueError("clock, min_window_length and grace_period are at least 1")
+        if self.max_buckets < 2:
+            raise ValueError("max_buckets is at least 2: a level passes on two buckets as one")
         if self.direction not in ("both", "rise"):
             raise ValueError(f'direction is "both" or "rise", not {self.direction!r}')
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changes:
-    """What one pane brought to light, per feature; all ``(k,)``.
+    """What one pane brought to light, per feature; all ``(k,)``, not to be written to.
 
     Attributes:
         fired: an alarm.
@@ -138,35 +136,42 @@ class Adwin:
         self.config = config or AdwinConfig()
         self.design_effect = _per_feature(design_effect, features, "design_effect", least=1.0)
         self.tolerance = _per_feature(tolerance, features, "tolerance", least=0.0)
-        self._width = np.zeros(
-            features
-        )  # events in the window; float64, as everything that they are divided by
-        self._total = np.zeros(features)
-        self._m2 = np.zeros(features)
-        # Level 0 stands last, so that read in order a feature's buckets go from old to new. One slot more than
-        # max_buckets: a level overflows before it merges. Unused slots are zero, and so add nothing to a sum.
-        self._filled = np.zeros((features, 1), dtype=np.intp)
-        self._buckets = np.zeros((3, features, 1, self.config.max_buckets + 1))
+        rule = Rule(
+            self.config.delta,
+            self.config.clock,
+            self.config.grace_period,
+            self.config.max_buckets,
+            self.design_effect,
+        )
+        self._windows: Windows = Loops(rule) if features <= _FEW else Arrays(rule)
+        self._none = Changes.none(features)  # what nearly every pane brings, made once
+        for column in (self._none.fired, self._none.onset, self._none.n_after):
+            column.flags.writeable = False
 
     @property
     def features(self) -> int:
         """How many features it watches."""
-        return len(self._width)
+        return len(self.design_effect)
 
     @property
     def width(self) -> Ints:
         """Events in each feature's window, ``(k,)``."""
-        return self._width.astype(np.int64)
+        width: Floats = self._windows.sums()[0]
+        return width.astype(np.int64)
 
     @property
     def mean(self) -> Floats:
         """Mean of each feature's window, ``(k,)``; 0 for an empty one."""
-        return self._total / np.maximum(self._width, 1)
+        width, total, _ = self._windows.sums()
+        mean: Floats = total / np.maximum(width, 1)
+        return mean
 
     @property
     def variance(self) -> Floats:
         """Variance of the values in each feature's window, ``(k,)``; 0 for an empty one."""
-        return self._m2 / np.maximum(self._width, 1)
+        width, _, m2 = self._windows.sums()
+        variance: Floats = m2 / np.maximum(width, 1)
+        return variance
 
     def update(self, at: int, n: npt.ArrayLike, mean: npt.ArrayLike, m2: npt.ArrayLike) -> Changes:
         """Take in one pane.
@@ -174,122 +179,67 @@ class Adwin:
         Args:
             at: when the pane starts, in any unit that fits 53 bits; only the onset is made of it.
             n: ``(k,)`` values of each feature; a feature with 0 has no pane, and its ``mean`` and ``m2`` are not read.
-            mean: ``(k,)`` their means, scaled.
-            m2: ``(k,)`` their sums of squared deviations from the mean, scaled (by scale squared).
+            mean: ``(k,)`` their means, scaled; up to LARGEST.
+            m2: ``(k,)`` their sums of squared deviations from the mean, scaled (by scale squared); up to LARGEST.
 
         Raises:
             ValueError: wrong shape, a negative or fractional count, a mean or M2 that is not finite, a negative M2; the state is as before.
         """
-        count, level, spread = self._checked(n, mean, m2)
-        rows = np.flatnonzero(count)
-        before = self._width[rows]
-        self._insert(rows, at, count[rows], level[rows], spread[rows])
-        now = self._width[rows]
-        clock = self.config.clock
-        due = rows[(now // clock > before // clock) & (now > self.config.grace_period)]
-        return self._check(due)
-
-    def _checked(
-        self, n: npt.ArrayLike, mean: npt.ArrayLike, m2: npt.ArrayLike
-    ) -> tuple[Floats, Floats, Floats]:
         pane = np.array((n, mean, m2), dtype=np.float64)
         if pane.shape != (3, self.features):
             raise ValueError(f"n, mean and m2 must have shape ({self.features},)")
-        count = pane[0]
-        if not (np.all(count >= 0) and np.all(count == np.floor(count))):
-            raise ValueError("n counts events: whole and not negative")
-        pane[:, count == 0] = 0.0
-        if not (np.all(np.isfinite(pane)) and np.all(pane[2] >= 0)):
-            raise ValueError("mean and m2 must be finite, and m2 not negative, where n > 0")
-        return count, pane[1], pane[2]
+        if not self._windows.sound(pane):
+            _clear_empty(pane)
+        suspects = self._windows.add(at, pane)
+        return self._check(suspects) if suspects else self._none
 
-    def _insert(self, rows: Rows, at: int, n: Floats, mean: Floats, m2: Floats) -> None:
-        # The order of these operations is river's: with n = 1 and m2 = 0 every bit is the same.
-        width = self._width[rows]
-        gap = mean - self._total[rows] / np.maximum(width, 1)
-        self._m2[rows] += m2 + width * n * gap * gap / (width + n)
-        self._total[rows] += n * mean
-        self._width[rows] += n
-        newest = np.array((n, n * mean, np.full(rows.size, at)))  # _N, _TOTAL, _AT
-        self._buckets[:, rows, -1, self._filled[rows, -1]] = newest
-        self._filled[rows, -1] += 1
-        self._merge(rows)
-
-    def _merge(self, rows: Rows) -> None:
-        """Where a level overflows, its two oldest buckets become one of the next."""
-        level, limit = -1, self.config.max_buckets
-        rows = rows[self._filled[rows, level] > limit]
-        while rows.size:
-            if -level == self._filled.shape[1]:
-                self._filled = np.pad(self._filled, ((0, 0), (1, 0)))
-                self._buckets = np.pad(self._buckets, ((0, 0), (0, 0), (1, 0), (0, 0)))
-            buckets = self._buckets[:, rows, level]
-            merged = buckets[..., 0] + buckets[..., 1]
-            merged[_AT] = buckets[_AT, :, 0]
-            self._buckets[:, rows, level - 1, self._filled[rows, level - 1]] = merged
-            self._buckets[:, rows, level, :-2] = buckets[..., 2:]
-            self._buckets[:, rows, level, -2:] = 0.0
-            self._filled[rows, level] -= 2
-            level -= 1
-            self._filled[rows, level] += 1
-            rows = rows[self._filled[rows, level] > limit]
-
-    def _check(self, due: Rows) -> Changes:
+    def _check(self, suspects: Sequence[int]) -> Changes:
         changes = Changes.none(self.features)
-        if due.size == 0:
-            return changes
-        cuts = self._cuts(due)
-        for i in np.flatnonzero(np.any(cuts.strength > 1, axis=1)):
-            row, cut = int(due[i]), int(np.argmax(cuts.strength[i]))
-            if self.config.direction == "both" or cuts.after[i, cut] > cuts.before[i, cut]:
+        sums = self._windows.sums()
+        for row in suspects:
+            n, total, starts = self._windows.buckets(row)
+            cuts = self._cuts(row, n, total, sums[:, row])
+            cut = int(np.argmax(cuts.strength))
+            if not cuts.strength[cut] > 1:
+                continue
+            if self.config.direction == "both" or cuts.after[cut] > cuts.before[cut]:
                 changes.fired[row] = True
-                changes.onset[row] = self._start_after(row, cut)
-                changes.before[row] = cuts.before[i, cut]
-                changes.after[row] = cuts.after[i, cut]
-                changes.n_after[row] = cuts.n_after[i, cut]
-            self._restart(row)
+                changes.onset[row] = starts[cut + 1]
+                changes.before[row] = cuts.before[cut]
+                changes.after[row] = cuts.after[cut]
+                changes.n_after[row] = cuts.n_after[cut]
+            self._windows.restart(row)
         return changes
 
-    def _cuts(self, due: Rows) -> _Cuts:
-        least, slots = self.config.min_window_length, self.config.max_buckets
-        n, total = self._buckets[:2, due, :, :slots].reshape(2, due.size, -1)
-        width, whole = self._width[due, None], self._total[due, None]
-        n0 = np.cumsum(n, axis=1)
+    def _cuts(self, row: int, n: Floats, total: Floats, sums: Floats) -> _Cuts:
+        least, (width, whole, m2) = self.config.min_window_length, sums[:, None]
+        n0 = np.cumsum(n)
         n1 = width - n0
-        before = np.cumsum(total, axis=1) / np.maximum(n0, 1)
+        before = np.cumsum(total) / np.maximum(n0, 1)
         # Subtracted one by one, as river does: whole - cumsum would round otherwise.
-        rest = np.subtract.accumulate(np.concatenate((whole, total), axis=1), axis=1)[:, 1:]
+        rest = np.subtract.accumulate(np.concatenate((whole, total)))[1:]
         after = rest / np.maximum(n1, 1)
         confidence = np.log(2 * np.log(width) / self.config.delta)
         spread = 1 / np.maximum(n0 - least + 1, 1) + 1 / np.maximum(n1 - least + 1, 1)
-        spread *= self.design_effect[due, None]
-        limit = np.sqrt(2 * spread * (self._m2[due, None] / width) * confidence)
-        limit += 2 / 3 * confidence * spread + self.tolerance[due, None]
+        spread *= self.design_effect[row]
+        limit = np.sqrt(2 * spread * (m2 / width) * confidence)
+        limit += 2 / 3 * confidence * spread + self.tolerance[row]
         allowed = (n0 >= least) & (n1 >= least)
         return _Cuts(n1, before, after, np.where(allowed, np.abs(before - after) / limit, 0.0))
 
-    def _start_after(self, row: int, cut: int) -> int:
-        """Start of the first pane in the first used slot after a cut. There is one: the newer part is not empty."""
-        slots = self.config.max_buckets
-        starts = self._buckets[_AT, row, :, :slots].reshape(-1)[cut + 1 :]
-        used = self._buckets[_N, row, :, :slots].reshape(-1)[cut + 1 :] > 0
-        return int(starts[np.argmax(used)])
-
-    def _restart(self, row: int) -> None:
-        self._width[row] = self._total[row] = self._m2[row] = 0.0
-        self._filled[row] = 0
-        self._buckets[:, row] = 0.0
-
     def snapshot(self) -> bytes:
         """Everything, settings included: ``restore`` continues to the same bit. About 1 KiB a feature; not compressed."""
-        floats = (self.design_effect, self.tolerance, self._width, self._total, self._m2)
+        floats = (self.design_effect, self.tolerance, *self._windows.sums())
+        filled = self._windows.filled()
+        buckets = [self._windows.buckets(row) for row in range(self.features)]
         return bytes([SNAPSHOT_VERSION]) + msgspec.msgpack.encode(
             _Snapshot(
                 self.config,
-                *self._filled.shape,
+                self.features,
+                filled.shape[1],
                 np.stack(floats).astype("<f8").tobytes(),
-                self._filled.astype("<i4").tobytes(),
-                self._buckets[:, self._used()].astype("<f8").tobytes(),
+                filled.astype("<i4").tobytes(),
+                np.concatenate((np.empty((3, 0)), *buckets), axis=1).astype("<f8").tobytes(),
             )
         )
 
@@ -307,29 +257,17 @@ class Adwin:
         try:
             saved = _SNAPSHOT.decode(memoryview(body)[1:])
             floats = np.frombuffer(saved.floats, "<f8").reshape(5, saved.features)
-            effect, tolerance, *sums = floats
+            effect, tolerance = floats[:2]
             detector = cls(saved.features, saved.config, design_effect=effect, tolerance=tolerance)
-            detector._load(saved, sums)
+            detector._windows.load(floats[2:], *saved.structure())
         except (msgspec.MsgspecError, ValueError, IndexError) as err:
             raise IncompatibleError("damaged detector snapshot") from err
         return detector
 
-    def _load(self, saved: _Snapshot, sums: list[Floats]) -> None:
-        self._width, self._total, self._m2 = (column.astype(np.float64) for column in sums)
-        shape = (self.features, saved.levels)
-        self._filled = np.frombuffer(saved.filled, "<i4").reshape(shape).astype(np.intp)
-        self._buckets = np.zeros((3, *shape, self.config.max_buckets + 1))
-        self._buckets[:, self._used()] = np.frombuffer(saved.buckets, "<f8").reshape(
-            3, int(self._filled.sum())
-        )
-
-    def _used(self) -> Bools:
-        return np.arange(self._buckets.shape[3]) < self._filled[..., None]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Cuts:
-    """All cuts of some windows, ``(windows, slots)``; ``strength`` over 1 is a change, and 0 no cut."""
+    """All cuts of a window, ``(buckets,)``, each behind a bucket; ``strength`` over 1 is a change, and 0 no cut."""
 
     n_after: Floats
     before: Floats
@@ -345,8 +283,29 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True):
     filled: bytes  # (k, levels)
     buckets: bytes  # (3, used slots)
 
+    def structure(self) -> tuple[npt.NDArray[np.intp], list[Floats]]:
+        """How full each feature's levels are, and what its buckets hold."""
+        filled = np.frombuffer(self.filled, "<i4").reshape(self.features, self.levels)
+        if not np.all((filled >= 0) & (filled <= self.config.max_buckets)):
+            raise ValueError("a level has no room for so many buckets")
+        ends = np.cumsum(filled.sum(axis=1))
+        buckets = np.frombuffer(self.buckets, "<f8").reshape(3, int(filled.sum()))
+        return filled.astype(np.intp), np.split(buckets, ends, axis=1)[:-1]
+
 
 _SNAPSHOT: Final = msgspec.msgpack.Decoder(_Snapshot)
+
+
+def _clear_empty(pane: Floats) -> None:
+    """Zero the mean and M2 of features without values, in place, or say what is wrong with the others."""
+    count = pane[0]
+    if not np.all(np.floor(np.abs(count)) == count):  # NaN equals nothing
+        raise ValueError("n counts events: whole and not negative")
+    pane[:, count == 0] = 0.0
+    if not (np.all(np.abs(pane) <= LARGEST) and np.all(pane[2] >= 0)):
+        raise ValueError(
+            f"mean and m2 must be finite, at most {LARGEST:g}, and m2 not negative, where n > 0"
+        )
 
 
 def _per_feature(values: npt.ArrayLike, features: int, name: str, *, least: float) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import random
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from river import drift
+from river.drift import datasets
 
 from monitor import adwin as module
 from monitor.adwin import Adwin, AdwinConfig, Changes
@@ -36,10 +38,46 @@ def our_alarms(streams: Floats, config: AdwinConfig | None = None) -> list[list[
     return [np.flatnonzero(column).tolist() for column in fired.T]
 
 
-def river_test_stream() -> Floats:
-    """The stream of river's own detector tests."""
-    rng = np.random.RandomState(12345)
-    return np.concatenate((rng.randint(2, size=1000), rng.randint(8, size=1000))).astype(np.float64)
+def few_and_many(stream: Floats) -> list[list[int]]:
+    """The alarms on one stream, alone and as the last of eight that restart at other times."""
+    among = np.column_stack([np.roll(stream, i) for i in range(1, 8)] + [stream])
+    return [our_alarms(stream[:, None])[0], our_alarms(among)[-1]]
+
+
+def river_test_streams() -> dict[str, Floats]:
+    """The streams of river's own tests of its detectors, and those that ADWIN's have besides."""
+    rng, rates, places = (np.random.RandomState(12345) for _ in range(3))
+    draw = random.Random(42)
+    turns = [draw.choices(of, k=1000) for of in ([0, 1], range(4, 8), [0, 1], range(4, 8))]
+    return {
+        "levels": np.concatenate((rng.randint(2, size=1000), rng.randint(8, size=1000))),
+        "errors": np.array([rates.binomial(1, p) for p in (0.2, 0.8) for _ in range(1000)]),
+        "switches": np.concatenate([places.normal(m, 0.1, 500) > 0 for m in (0, 0.25, 0, 0.25)]),
+        "turns": np.concatenate(turns),
+        "constant": np.ones(5_000),
+        "jump": np.repeat([0.0, 100.0], [200, 200]),
+        "huge": np.full(100, 1e15),
+        "alternating": np.arange(2000) % 2,
+    }
+
+
+def river_series() -> dict[str, Floats]:
+    """Every numeric column of the real series that river ships for drift detection."""
+    sources = (
+        datasets.AirlinePassengers,
+        datasets.Apple,
+        datasets.Bitcoin,
+        datasets.BrentSpotPrice,
+        datasets.Occupancy,
+        datasets.RunLog,
+        datasets.UKCoalEmploy,
+    )
+    found = {}
+    for source in sources:
+        values = [y if isinstance(y, dict) else {"": y} for _, y in source()]
+        for column in values[0]:
+            found[f"{source.__name__} {column}"] = np.array([row[column] for row in values])
+    return found
 
 
 def steps(rng: np.random.Generator, values: int, length: int) -> Floats:
@@ -48,9 +86,25 @@ def steps(rng: np.random.Generator, values: int, length: int) -> Floats:
     return levels
 
 
-def test_on_rivers_test_stream_the_only_alarm_is_rivers() -> None:
-    stream = river_test_stream()
-    assert our_alarms(stream[:, None]) == [river_alarms(stream)] == [[1023]]
+def test_on_rivers_test_streams_the_alarms_are_rivers() -> None:
+    expected = {"levels": [1023], "turns": [1023, 2015, 3007], "constant": [], "alternating": []}
+    for name, stream in river_test_streams().items():
+        theirs = river_alarms(stream)
+        assert few_and_many(stream.astype(np.float64)) == [theirs, theirs], name
+        assert theirs == expected.get(name, theirs), name
+
+
+def test_on_rivers_real_series_the_alarms_are_rivers_in_any_unit() -> None:
+    """Passengers by the million and prices by the dollar, as they are and standardised: no scale may change who is right."""
+    fired = 0
+    for name, series in river_series().items():
+        theirs = river_alarms(series)
+        assert our_alarms(series[:, None]) == [theirs], name
+        standard = (series - series.mean()) / series.std()
+        also = river_alarms(standard)
+        assert few_and_many(standard) == [also, also], name
+        fired += len(theirs) + len(also)
+    assert fired > 100
 
 
 def test_single_values_fire_where_river_fires_in_every_feature() -> None:
@@ -77,7 +131,10 @@ def test_single_values_fire_where_river_fires_on_a_thousand_streams(seed: int, n
     rng = np.random.default_rng(seed)
     noise = rng.choice([0.0, 0.1, 1.0, 30.0], 50) * rng.normal(0, 1, (n, 50))
     streams = np.column_stack([steps(rng, n, int(rng.integers(5, n))) for _ in range(50)]) + noise
-    assert our_alarms(streams) == [river_alarms(column) for column in streams.T]
+    theirs = [river_alarms(column) for column in streams.T]
+    assert our_alarms(streams) == theirs
+    alone = [our_alarms(column[:, None])[0] for column in streams.T]
+    assert alone == theirs
 
 
 @given(
@@ -93,16 +150,16 @@ def test_every_setting_means_what_it_means_in_river(
 ) -> None:
     grace = max(grace, 2)  # river takes ln(ln 1) at one value, and never fires there
     config = AdwinConfig(delta, clock, buckets, least, grace)
-    assert our_alarms(stream[:, None], config) == [
-        river_alarms(
-            stream,
-            delta=delta,
-            clock=clock,
-            max_buckets=buckets,
-            min_window_length=least,
-            grace_period=grace,
-        )
-    ]
+    theirs = river_alarms(
+        stream,
+        delta=delta,
+        clock=clock,
+        max_buckets=buckets,
+        min_window_length=least,
+        grace_period=grace,
+    )
+    assert our_alarms(stream[:, None], config) == [theirs]
+    assert our_alarms(np.repeat(stream[:, None], 8, axis=1), config) == [theirs] * 8
 
 
 def panes(values: Floats, size: int) -> list[tuple[int, float, float]]:
@@ -318,19 +375,22 @@ BAD: list[tuple[list[float], list[float], list[float], str]] = [
     ([1, np.inf], [0.0, 0.0], [0.0, 0.0], "finite"),
     ([1, 1], [0.0, np.nan], [0.0, 0.0], "finite"),
     ([1, 1], [0.0, -np.inf], [0.0, 0.0], "finite"),
+    ([1, 1], [0.0, 1e200], [0.0, 0.0], "finite"),
+    ([1, 0], [0.0, 1e200], [np.inf, 0.0], "finite"),
     ([1, 1], [0.0, 0.0], [0.0, -1.0], "negative"),
 ]
 
 
 @pytest.mark.parametrize(("n", "mean", "m2", "message"), BAD)
+@pytest.mark.parametrize("times", [1, 10])  # few features and many
 def test_a_pane_that_makes_no_sense_is_refused_and_changes_nothing(
-    n: list[float], mean: list[float], m2: list[float], message: str
+    n: list[float], mean: list[float], m2: list[float], message: str, times: int
 ) -> None:
-    adwin = Adwin(2)
-    adwin.update(0, [5, 5], [0.0, 0.0], [1.0, 1.0])
+    adwin = Adwin(2 * times)
+    adwin.update(0, [5, 5] * times, [0.0, 0.0] * times, [1.0, 1.0] * times)
     before = adwin.snapshot()
     with pytest.raises(ValueError, match=message):
-        adwin.update(1, n, mean, m2)
+        adwin.update(1, n * times, mean * times, m2 * times)
     assert adwin.snapshot() == before
 
 
@@ -340,7 +400,7 @@ def test_a_pane_that_makes_no_sense_is_refused_and_changes_nothing(
         ({"delta": 0.0}, "delta"),
         ({"delta": 1.0}, "delta"),
         ({"clock": 0}, "at least 1"),
-        ({"max_buckets": 0}, "at least 1"),
+        ({"max_buckets": 1}, "at least 2"),
         ({"min_window_length": 0}, "at least 1"),
         ({"direction": "fall"}, "direction"),
     ],
