@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -48,22 +49,46 @@ def run(profiles: list[Profile], *, restart_every: int | None = None) -> list[Ve
     return [verdicts for verdicts in said if verdicts is not None]
 
 
-def alarms(said: list[Verdicts]) -> list[tuple[int, str, int | None]]:
-    """Day, feature and onset of the detector's alarms."""
+STATISTICS = ("adwin", "mean_shift")
+
+
+def alarms(
+    said: list[Verdicts], statistics: tuple[str, ...] = STATISTICS
+) -> list[tuple[int, str, int | None]]:
+    """Day, feature and onset of the detectors' alarms."""
     return [
         ((verdicts.start_ms - START) // DAY, v.feature, v.onset_ms)
         for verdicts in said
         for v in verdicts.verdicts
-        if v.statistic == "adwin"
+        if v.statistic in statistics
     ]
 
 
-def test_a_shift_is_found_once_with_its_onset_and_told_with_the_next_smallest_window() -> None:
-    found = alarms(run(panes(96, shift_after=50)))
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_shift_is_found_with_its_onset_and_told_with_the_next_smallest_window(
+    statistic: str,
+) -> None:
+    found = alarms(run(panes(96, shift_after=50)), (statistic,))
     assert [(day, feature) for day, feature, _ in found][:1] == [(2, "wind")]
     onset = found[0][2]
     assert onset is not None
     assert abs(onset - (START + 50 * HOUR)) <= 2 * HOUR
+
+
+def test_the_change_is_news_once_and_the_distance_from_the_reference_as_long_as_it_lasts() -> None:
+    said = run(panes(144, shift_after=50))
+    assert [day for day, _, _ in alarms(said, ("adwin",))] == [2]
+    assert [day for day, _, _ in alarms(said, ("mean_shift",))] == [2, 3, 4, 5]
+
+
+def test_an_alarm_says_from_where_to_where_in_the_features_own_unit() -> None:
+    said = run(panes(96, shift_after=50))
+    (first, *_) = [v for w in said for v in w.verdicts if v.statistic == "mean_shift"]
+    usual = REFERENCE.profiles[""].moments("wind")[1]
+    assert first.evidence["reference_mean"] == pytest.approx(usual)
+    assert first.value == pytest.approx(2 * usual, rel=0.1)
+    assert isinstance(first.evidence["e_value"], float)
+    assert first.evidence["e_value"] > 720
 
 
 def test_a_calm_stream_raises_no_alarm() -> None:
@@ -74,6 +99,19 @@ def test_a_calm_stream_raises_no_alarm() -> None:
 def test_a_restart_changes_nothing_that_is_said(restart_every: int) -> None:
     stream = panes(96, shift_after=50)
     assert run(stream, restart_every=restart_every) == run(stream)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        Judge(WHOLE, spec(windows={"pane": "1h", "sizes": ["1d", "7d"]}, alarm_budget={"false_alarms": 9}), REFERENCE).snapshot(),
+        msgspec.msgpack.encode((b"\x01 as the first release wrote it", [])),
+    ],
+    ids=["another budget", "another release"],
+)  # fmt: skip
+def test_detectors_of_other_settings_start_anew(state: bytes) -> None:
+    fresh = Judge(WHOLE, SPEC, REFERENCE)
+    assert Judge.restore(WHOLE, SPEC, REFERENCE, state).snapshot() == fresh.snapshot()
 
 
 def test_only_the_smallest_window_carries_the_alarms_and_only_the_whole_model_has_a_detector() -> (
