@@ -15,9 +15,9 @@ import msgspec
 from typing_extensions import override
 
 from monitor import wire
-from monitor.adwin import Adwin, AdwinConfig
 from monitor.budget import Levels
-from monitor.detectors import ErrorStream
+from monitor.detectors import ErrorStream, ErrorStreamConfig
+from monitor.errors import IncompatibleError
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.verdicts import judge_performance
@@ -36,13 +36,13 @@ class _Stored(msgspec.Struct, array_like=True):
     detector: bytes
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Series:
-    """Mutable: the detector remembers."""
+    """Frozen, but for the detector, which remembers."""
 
     offset: int
     start_ms: int
-    detector: ErrorStream
+    detector: ErrorStream | None  # None: of another release, and so to start anew
 
 
 class PerformanceStage(Stage):
@@ -58,9 +58,8 @@ class PerformanceStage(Stage):
         for key, value in table:
             if key.startswith(_SERIES):
                 stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
-                held[stored.key] = _Series(
-                    stored.offset, stored.start_ms, ErrorStream.restore(stored.detector)
-                )
+                detector = _restored(stored.detector)
+                held[stored.key] = _Series(stored.offset, stored.start_ms, detector)
 
     @override
     def forget(self, partition: int) -> None:
@@ -86,14 +85,17 @@ class PerformanceStage(Stage):
         level = levels.performance[window.size_ms]
         verdicts = judge_performance(window, model.reference, alpha=level)
         if series is None:
-            series = _Series(offset, _BEFORE, _detector(model.reference, level))
-        if (
-            window.start_ms > series.start_ms
-        ):  # a corrected window is judged anew, but the detector saw it already
-            verdicts += _watch(series, window)
-            series.start_ms = window.start_ms
-        series.offset, held[key] = offset, series
-        stored = _Stored(key, offset, series.start_ms, series.detector.snapshot())
+            series = _Series(offset, _BEFORE, None)
+        config = _config(model.reference, level)
+        detector = series.detector
+        if detector is None or detector.config != config:  # the budget or the reference changed
+            detector = ErrorStream(config)
+        # A corrected window is judged anew, but the detector saw it already.
+        if window.start_ms > series.start_ms:
+            verdicts += _watch(detector, window)
+        start_ms = max(window.start_ms, series.start_ms)
+        held[key] = _Series(offset, start_ms, detector)
+        stored = _Stored(key, offset, start_ms, detector.snapshot())
         yield Step(
             outputs=(self._output(window, model.spec, verdicts),) if verdicts else (),
             writes=(
@@ -120,31 +122,41 @@ class PerformanceStage(Stage):
         return Output(self._topics.verdicts, partition, spec.model.encode(), wire.encode(message))
 
 
-def _detector(reference: Reference, level: float) -> ErrorStream:
-    config = AdwinConfig(delta=level, direction="rise")
-    return ErrorStream(Adwin(1, config, design_effect=reference.accuracy_deff))
+def _config(reference: Reference, level: float) -> ErrorStreamConfig:
+    # A window is a step, whatever few values it has: the level is per window.
+    return ErrorStreamConfig(
+        direction="rise",
+        run_length=1 / level,
+        block=1,
+        design_effect=reference.accuracy_deff,
+    )
 
 
-def _watch(series: _Series, window: wire.Performance) -> list[wire.Verdict]:
+def _restored(snapshot: bytes) -> ErrorStream | None:
+    try:
+        return ErrorStream.restore(snapshot)
+    except IncompatibleError:
+        return None
+
+
+def _watch(detector: ErrorStream, window: wire.Performance) -> list[wire.Verdict]:
     """Feed the error rate of a window to the detector; a rise is a concept drift."""
     if window.labelled == 0:
         return []
     rate = window.errors / window.labelled
-    if not series.detector.update_pane(
-        window.labelled, rate, window.labelled * rate * (1.0 - rate), at=window.start_ms
-    ):
+    if not detector.update_pane(window.labelled, rate, at=window.start_ms):
         return []
     return [
         wire.Verdict(
             kind="concept_drift",
             feature="$prediction",
-            statistic="adwin",
+            statistic="error_stream",
             status="breach",
             value=rate,
             limit=None,
             p_value=None,
             n=window.labelled,
-            onset_ms=series.detector.onset,
+            onset_ms=detector.onset,
         )
     ]
 

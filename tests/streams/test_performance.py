@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from monitor import wire
@@ -87,7 +88,7 @@ def test_a_slow_fall_is_a_concept_drift_with_its_onset() -> None:
     for offset, value in enumerate(stream()):
         runner.feed(offset, value)
     ((hour, statistic, kind), *_) = runner.found()
-    assert (statistic, kind) == ("adwin", "concept_drift")
+    assert (statistic, kind) == ("error_stream", "concept_drift")
     assert 40 <= hour < 60
     onsets = [v.onset_ms for m in runner.said for v in m.verdicts if v.kind == "concept_drift"]
     assert onsets[0] is not None
@@ -131,7 +132,7 @@ def test_a_corrected_window_is_judged_anew_and_the_detector_has_seen_it_already(
         corrected.feed(2 * offset, value)
         corrected.feed(2 * offset + 1, window(offset, 0.5, revision=500))
     assert [m.revision for m in corrected.said] == [400, 500] * 30
-    assert [f for f in corrected.found() if f[1] == "adwin"] == []
+    assert [f for f in corrected.found() if f[1] == "error_stream"] == []
 
 
 @pytest.mark.parametrize(
@@ -183,3 +184,16 @@ def test_a_partition_that_moved_away_is_forgotten() -> None:
 def test_a_window_of_a_size_that_the_spec_no_longer_has_is_not_judged() -> None:
     runner = Runner()
     assert runner.feed(0, window(0, 0.1, size_ms=7 * HOUR)) == []
+
+
+def test_a_detector_of_another_release_starts_anew_and_forgets_no_window() -> None:
+    runner = Runner()
+    for hour in range(3):
+        runner.feed(hour, window(hour))
+    ((key, value),) = runner.table.items()
+    stored = msgspec.msgpack.decode(wire.unpack(value))
+    stored[-1] = b"\x01 as an older release wrote it"
+    runner.table[key] = wire.pack(msgspec.msgpack.encode(stored))
+    runner.start()
+    assert runner.feed(2, window(2)) == []
+    assert runner.feed(3, window(3)) != []
