@@ -224,20 +224,31 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
         )
         return _found(found, "no such window of this feature")
 
+    _add_summaries(router, store)
+    return router
+
+
+def _add_summaries(router: APIRouter, store: Store) -> None:
+    @router.get("/{model:path}/budget")
+    def budget(model: str) -> Response:
+        return _found(next(iter(store.spending(model)), None), "no such model")
+
     @router.get("/{model:path}")
     def one_model(model: str) -> Response:
         known = {row.model: row for row in store.models()}
         return _found(known.get(model), "no such model")
-
-    return router
 
 
 def _observe(store: Store) -> None:
     """What only the database knows, looked up when Prometheus asks."""
     metrics.UNACCOUNTED.set(store.ledger().total.unaccounted)
     causes = Counter(incident.cause for incident in store.incidents(state="firing", limit=10_000))
+    spent = store.spending()
+    metrics.BUDGET_ALLOWED.set(sum(one.recent_expected for one in spent))
+    opened = sum((Counter(one.recent_opened) for one in spent), Counter[str]())
     for cause in get_args(Cause):
         metrics.INCIDENTS_OPEN.labels(cause).set(causes[cause])
+        metrics.BUDGET_OPENED.labels(cause).set(opened[cause])
 
 
 def _other_routes(app: FastAPI, store: Store, page_size: int) -> APIRouter:

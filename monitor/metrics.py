@@ -114,8 +114,18 @@ for _kind in get_args(VerdictKind):
         VERDICTS.labels(_kind, _status)
 
 INCIDENTS_OPEN: Final = _gauge("incidents_open", "Firing incidents, by cause.", "cause")
+# Sums over the models, each in its own last budget period: their quotient is how far the budgets are kept.
+BUDGET_ALLOWED: Final = _gauge(
+    "budget_false_alarms", "False alarms that the models' budgets allow in their last period."
+)
+BUDGET_OPENED: Final = _gauge(
+    "budget_incidents_opened",
+    "Incidents that opened in the models' last budget period, outages aside, by cause.",
+    "cause",
+)
 for _cause in get_args(Cause):
     INCIDENTS_OPEN.labels(_cause)
+    BUDGET_OPENED.labels(_cause)
 
 SINK_ROWS: Final = _counter("sink_rows_total", "Rows inserted.", "table", TABLES)
 SINK_INSERTS: Final = _counter("sink_inserts_total", "Inserts.", "table", TABLES)

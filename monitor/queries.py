@@ -85,3 +85,33 @@ SELECT sumIf(n, contribution = '') AS closed, sumIf(n, contribution != '') AS co
 FROM windows FINAL
 WHERE feature = '' AND segment = ''
   AND (model, size_ms) IN (SELECT model, min(size_ms) FROM windows WHERE feature = '' AND segment = '' GROUP BY model)"""
+# Windows that lie in the time as a whole.
+_WITHIN: Final = (
+    "model = {model:String} AND start >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')"
+    " AND toUnixTimestamp64Milli(start) + size_ms <= {to_ms:Int64}"
+)
+EXTENT: Final = f"""
+SELECT countIf(here) AS windows, countIf(NOT here) AS left_out,
+  minIf(start_ms, here) AS first_ms, maxIf(start_ms + size_ms, here) AS last_ms
+FROM (
+  SELECT {_START}, size_ms, bins_id = {{bins_id:String}} AND size_ms IN {{sizes:Array(UInt64)}} AS here
+  FROM windows FINAL WHERE feature = '' AND contribution = '' AND {_WITHIN}
+)"""  # noqa: S608 - constants
+HISTORY: Final = f"""
+SELECT version, segment, size_ms, {_START}, contribution, feature, n, errors, counts,
+  missing, w.nan AS nan, pos_inf, neg_inf, wrong_type, below, above, off_grid, mean, variance
+FROM windows AS w FINAL
+WHERE {_WITHIN} AND bins_id = {{bins_id:String}} AND size_ms IN {{sizes:Array(UInt64)}}
+  AND start >= fromUnixTimestamp64Milli({{earliest_ms:Int64}}, 'UTC')
+  AND start < fromUnixTimestamp64Milli({{through_ms:Int64}}, 'UTC')
+  AND toUnixTimestamp64Milli(start) + size_ms > {{after_ms:Int64}}
+  AND toUnixTimestamp64Milli(start) + size_ms <= {{through_ms:Int64}}
+ORDER BY toUnixTimestamp64Milli(w.start) + size_ms, version, segment, size_ms, start_ms, contribution, feature"""  # noqa: S608 - constants
+# What the detector said of a window that began before its series did.
+PARTIAL: Final = f"""
+SELECT version, segment, size_ms, {_START} FROM verdicts FINAL
+WHERE {_WITHIN} AND source = 'window' AND feature = '' AND statistic = 'distribution' AND status = 'no_data'"""  # noqa: S608 - constants
+OPENED: Final = """
+SELECT model, cause, toUnixTimestamp64Milli(opened) AS opened_ms FROM incidents FINAL
+WHERE ({model:Nullable(String)} IS NULL OR model = {model:Nullable(String)})
+ORDER BY opened DESC, id LIMIT {limit:UInt32}"""

@@ -7,6 +7,7 @@ shared by threads.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -15,11 +16,12 @@ import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
 from monitor import clickhouse, queries
-from monitor.binning import from_dict
 from monitor.clickhouse import ClickHouse
 from monitor.ledger import Ledger, Stored, reconcile
 from monitor.profile import Layout
 from monitor.settings import ClickHouseSettings
+from monitor.spec import AlarmBudget
+from monitor.spending import Opened, Spending, spend
 from monitor.tables import TableName
 from monitor.wire import Delivery, Incident, IncidentState, LedgerEntry, Performance, VerdictStatus
 
@@ -27,6 +29,7 @@ T = TypeVar("T")
 FOREVER_MS: Final = (
     4_102_444_800_000  # 2100-01-01: "no upper bound", inside what DateTime64 can hold
 )
+MAX_OPENED: Final = 10_000
 
 
 class ModelRow(msgspec.Struct, frozen=True):
@@ -164,7 +167,7 @@ class Store:
             {"bins_id": bins_id},
         )
         forms = {row["feature"]: msgspec.json.decode(row["form"]) for row in rows}
-        return Layout({name: from_dict(form) for name, form in forms.items()}) if forms else None
+        return Layout.of(forms) if forms else None
 
     def windows(
         self,
@@ -288,6 +291,24 @@ class Store:
             "SELECT body FROM incidents FINAL WHERE id = {id:String}", {"id": incident_id}
         )
         return msgspec.json.decode(rows[0]["body"], type=Incident) if rows else None
+
+    def spending(self, model: str | None = None) -> list[Spending]:
+        """What became of the alarm budgets, by model; of the last ``MAX_OPENED`` incidents."""
+        scope = {"model": model, "limit": MAX_OPENED}
+        opened: defaultdict[str, list[Opened]] = defaultdict(list)
+        for incident in self._read(list[Opened], queries.OPENED, scope):
+            opened[incident.model].append(incident)
+        return [
+            spend(
+                row.model,
+                AlarmBudget.model_validate(row.spec.get("alarm_budget", {})),
+                opened[row.model],
+                first_ms=row.first_ms,
+                last_ms=row.last_ms,
+            )
+            for row in self.models()
+            if model in (None, row.model)
+        ]
 
     def deliveries(self, incident_id: str | None = None, *, limit: int = 500) -> list[Delivery]:
         """What was sent, newest first."""

@@ -26,9 +26,11 @@ from streams.console import (
     say,
     with_settings,
     write_addresses,
+    write_backtest,
     write_json,
     write_reference,
     write_rows,
+    write_spending,
 )
 from streams.processes import PROCESSES, Process, named, resolve, run_patiently, stop_on_signals
 
@@ -281,6 +283,67 @@ def ledger(
         say("  ".join(f"{name} {n:,}" for name, n in to_builtins(found.total).items()))
     if found.total.unaccounted:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def budget(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Only this one.")] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Show what each model's alarm budget allows, and the incidents that were opened."""
+    settings = _load(config, "budget")
+    from msgspec import to_builtins
+
+    from monitor import store
+
+    found = store.connect(settings.clickhouse).spending(model)
+    if model is not None and not found:
+        raise ConfigError(f"no model is called {model}")
+    write_spending(to_builtins(found), as_json=as_json)
+
+
+@app.command()
+def backtest(
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of the model.")],
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="Windows from here on; UTC.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="TIME", help="Windows up to here; UTC.")
+    ] = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option("--budget", metavar="N/DURATION", help="Another budget, such as 1/7d."),
+    ] = None,
+    psi: Annotated[float, typer.Option(help="A fixed limit of PSI; 0 leaves it out.")] = 0.1,
+    ks_p: Annotated[float, typer.Option(help="A fixed p-value of KS; 0 leaves it out.")] = 0.05,
+    incidents: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Known incidents: CSV or YAML with start, end, name."),
+    ] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Judge a model's stored windows again: pages a month under its budget, other budgets and fixed thresholds.
+
+    The file of known incidents has start and end, and may have name, feature and kind: found is one during which a page
+    opened, which names the feature where one is given.
+    """
+    settings = _load(config, "backtest")
+    from msgspec import to_builtins
+
+    from streams import backtest as backtests
+
+    report = backtests.run(
+        settings,
+        model,
+        backtests.rules_of(budgets or (), psi=psi, ks_p=ks_p),
+        from_ms=backtests.time_of("--from", from_),
+        to_ms=backtests.time_of("--to", to),
+        episodes=backtests.read_episodes(incidents) if incidents is not None else (),
+    )
+    write_backtest(to_builtins(report), as_json=as_json)
 
 
 @app.command()

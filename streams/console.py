@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +51,123 @@ def write_reference(summary: Mapping[str, Any], *, as_json: bool) -> None:
         if name != "fields":
             say(f"{name:<12} {value}")
     write_rows(summary["fields"], as_json=False)
+
+
+def write_backtest(report: Mapping[str, Any], *, as_json: bool) -> None:
+    """What came of each rule; then, where incidents were labelled, what each rule made of each of them."""
+    if as_json:
+        write_json(report)
+        return
+    write_rows([_outcome_row(outcome) for outcome in report["outcomes"]], as_json=False)
+    sightings = [outcome["sightings"] for outcome in report["outcomes"]]
+    rules = [outcome["rule"] for outcome in report["outcomes"]]
+    if report["episodes"]:
+        say("")
+    episodes = zip(report["episodes"], zip(*sightings, strict=True), strict=False)
+    rows = [
+        {
+            "incident": seen[0]["name"],
+            "kind": episode["kind"],
+            "from": _utc(episode["start_ms"]),
+            **dict(zip(rules, map(_sighting, seen), strict=True)),
+        }
+        for episode, seen in episodes
+    ]
+    if rows:
+        write_rows(rows, as_json=False)
+    say(
+        f"\n{report['model']}, {_utc(report['from_ms'])} to {_utc(report['to_ms'])}:"
+        f" {report['windows']:,} windows judged, {report['left_out']:,} left out"
+        " (of another reference or window size).\n"
+        "A month has 30 days. By chance: a budget is what it says; for a fixed limit, the breaches that the reference's own"
+        " scatter makes. Open: the part of the time in which an incident was."
+    )
+
+
+def _outcome_row(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    row = {
+        "rule": outcome["rule"],
+        "pages": len(outcome["pages"]),
+        "pages/month": f"{outcome['pages_per_month']:.2f}",
+        "by chance/month": f"{outcome['expected_per_month']:,.2f}",
+        "open": f"{outcome['open_share']:.0%}",
+        "breaches": f"{outcome['breaches']:,}",
+        "no data": f"{outcome['no_data'] / max(1, outcome['verdicts']):.1%}",
+    }
+    if outcome["false_pages"] is None:
+        return row
+    found = [seen["found"] for seen in outcome["sightings"] if seen["found"] != "outside"]
+    delays = [seen["delay_ms"] for seen in outcome["sightings"] if seen["delay_ms"] is not None]
+    return {
+        **row,
+        "false pages": outcome["false_pages"],
+        "found": f"{found.count('found')} of {len(found)}",
+        "median delay": _hours(statistics.median(delays)) if delays else "-",
+    }
+
+
+def _sighting(seen: Mapping[str, Any]) -> str:
+    if seen["delay_ms"] is not None:
+        return f"after {_hours(seen['delay_ms'])}"
+    return str(seen["found"]).replace("_", " ")
+
+
+def write_spending(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """What the budgets allow beside what was opened; then how each is shared out."""
+    if as_json:
+        write_json(rows)
+        return
+    if not rows:
+        say("there are no models yet")
+        return
+    shown = [
+        {
+            "model": row["model"],
+            "budget": f"{row['false_alarms']:g} in {_days(row['per_ms'])}",
+            "watched": _days(row["watched_ms"]),
+            "allowed": f"{row['expected']:.2f}",
+            "opened": sum(row["opened"].values()),
+            "last": _days(row["recent_ms"]),
+            "allowed then": f"{row['recent_expected']:.2f}",
+            "opened then": sum(row["recent_opened"].values()),
+            "chance": f"{row['chance']:.2g}",
+        }
+        for row in rows
+    ]
+    causes = [
+        {
+            "model": row["model"],
+            "cause": cause,
+            "opened": n,
+            "opened then": row["recent_opened"].get(cause, 0),
+        }
+        for row in rows
+        for cause, n in sorted(row["opened"].items())
+    ]
+    shares = [
+        {"share of": row["model"], **{share: f"{n:.3g}" for share, n in row["shares"].items()}}
+        for row in rows
+    ]
+    for table in (shown, causes, shares):
+        if table:  # no incident, no causes
+            write_rows(table, as_json=False)
+            say("")
+    say(
+        "Allowed: false alarms. Opened: incidents, outages aside, true or false, since nobody marks them."
+        " Chance: of as many in the last period if all are false."
+    )
+
+
+def _hours(ms: float) -> str:
+    return f"{ms / 3_600_000:,.1f} h"
+
+
+def _days(ms: int) -> str:
+    return f"{ms / 86_400_000:,.3g} d"
+
+
+def _utc(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def write_addresses(addresses: Mapping[str, str]) -> None:

@@ -152,10 +152,24 @@ def test_performance_incidents_deliveries_and_the_ledger_are_shown(client: httpx
     assert (report["total"]["dead"], report["total"]["unaccounted"]) == (3, 0)
 
 
+def test_the_budget_of_a_model_stands_beside_its_incidents(client: httpx.Client) -> None:
+    spent = client.get(f"/api/v1/models/{NAME}/budget").json()
+    assert (spent["model"], spent["false_alarms"], spent["per_ms"]) == (MODEL, 1.0, 30 * DAY)
+    assert (spent["watched_ms"], spent["expected"]) == (DAYS * DAY, 1.0)
+    assert spent["opened"] == spent["recent_opened"] == {"pipeline_fault": 2}
+    assert spent["chance"] == pytest.approx(1 - 2 / 2.718281828, rel=1e-6)  # P(Poisson(1) >= 2)
+    assert sum(spent["shares"].values()) == pytest.approx(1.0)
+    body = client.get("/metrics").text
+    assert "driftline_budget_false_alarms 1.0" in body
+    assert 'driftline_budget_incidents_opened{cause="pipeline_fault"} 2.0' in body
+    assert 'driftline_budget_incidents_opened{cause="drift"} 0.0' in body
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
         ("/api/v1/models/none", 404),
+        ("/api/v1/models/none/budget", 404),
         ("/api/v1/incidents/none", 404),
         (f"/api/v1/models/{NAME}/windows?from_ms=x", 422),
         (f"/api/v1/models/{NAME}/windows?limit=0", 422),
