@@ -14,21 +14,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from functools import cached_property
 from itertools import repeat
-from math import isfinite, isnan
+from math import isfinite, sqrt
 from types import NoneType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from monitor.lookup import Lookup
+from monitor.raw import MAX_CATEGORY_BYTES, Mark, numbers, text_of
+from monitor.raw import SPECIALS as SPECIALS
+from monitor.raw import Codes as Codes
+from monitor.raw import Floats as Floats
+from monitor.raw import Ints as Ints
+from monitor.raw import Raw as Raw
+from monitor.raw import category_text as category_text
 
 MAX_NUMERIC_BINS: Final = 128
 MAX_CATEGORIES: Final = 256
-MAX_CATEGORY_BYTES: Final = 256
-SPECIALS: Final = ("missing", "nan", "pos_inf", "neg_inf", "wrong_type")
 FLAGS: Final = ("below", "above", "off_grid")
 # A set of values is a grid only if it has shown nearly all of them: the chance that the next value is new is about
 # (values seen once) / n (Good 1953), and above 1 % "off the grid" would be daily life.
@@ -36,15 +42,11 @@ MAX_NEW_VALUE_RATE: Final = 0.01
 # By chance k values share a factor of 2 that the feature does not have with probability 2**(1 - k): 0.05 % for 12.
 MIN_LATTICE_VALUES: Final = 12
 MAX_DECIMALS: Final = 6
+BEYOND_CHANCE: Final = 3.0  # standard deviations of a Poisson count
 ON_LATTICE: Final = 1e-3  # of a step: far above rounding, far below any other unit
 # Moments are sums of q = round((x - center) / scale * 2**16), clipped to 2**26: 1,024 scales wide, rounding error 4e-6 scales.
 QUANTUM_BITS: Final = 16
 CLIP: Final = 1 << 26
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Codes = npt.NDArray[np.intp]
-Raw: TypeAlias = Sequence[Any] | Any  # a list, or a pyarrow array (which has no types)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,19 @@ class Encoded:
     Attributes:
         codes: ``(n,)`` primary class: a bin, or ``bins + index in SPECIALS``.
         flags: ``(n,)`` 0, or 1 + the index in FLAGS; ``None`` if no value has one.
-        values: ``(n,)`` float64, NaN where the value is in no bin; ``None`` for categoricals.
+        values: ``(n,)`` float64, NaN where the value is in no bin; ``None`` for categoricals. May share the memory of the column.
+        quanta: ``(n,)`` whole numbers that the moments sum, 0 where the value is in no bin; ``None`` for categoricals.
         unseen: text of the values coded ``other``, by row; empty for numerics.
     """
 
     codes: Codes
     flags: Codes | None = None
     values: Floats | None = None
+    quanta: Floats | None = None
     unseen: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class NumericBins:
     """Bins of a numeric feature.
 
@@ -89,6 +93,8 @@ class NumericBins:
             raise ValueError("edges must be a vector of finite numbers")
         if np.any(np.diff(self.edges) <= 0):
             raise ValueError("edges must increase: a repeated edge would make an empty bin")
+        if not (isfinite(self.low) and isfinite(self.high)):
+            raise ValueError("low and high must be finite")
         if not (np.isfinite(self.center) and np.isfinite(self.scale) and self.scale > 0):
             raise ValueError("center and scale must be finite, and scale positive")
         if self.step is not None and not self.step > 0:
@@ -101,37 +107,83 @@ class NumericBins:
         return len(self.edges) + 1
 
     def encode(self, raw: Raw) -> Encoded:
-        """Codes of a column; ``None`` is missing, booleans are 0 and 1, anything but a number has the wrong type. O(n log bins)."""
-        values, special = _numbers(raw)
-        codes = np.searchsorted(self.edges, values, side="right")
-        flags = self._flags(values, codes)
-        if special is not None:
-            outside = special >= 0
-            codes[outside] = self.bins + special[outside]
-            flags[outside] = 0
-            values = np.where(outside, np.nan, values)
-        return Encoded(codes, flags if flags.any() else None, values)
+        """Codes of a column; ``None`` is missing, booleans are 0 and 1, anything but a number has the wrong type. O(n)."""
+        column = numbers(raw)
+        values = column.values
+        if len(values) == 0:
+            return Encoded(np.empty(0, dtype=np.intp), None, values, values)
+        low, high = float(values.min()), float(values.max())
+        if isfinite(low) and isfinite(high):
+            return self._encode(values, low, high)
+        outside = np.flatnonzero(~np.isfinite(values))
+        values = values.copy()
+        values[outside] = self.low  # has no flag
+        encoded = self._encode(values, float(values.min()), float(values.max()))
+        values[outside] = np.nan
+        if encoded.quanta is not None:
+            encoded.quanta[outside] = 0.0
+        encoded.codes[outside] = self.bins + column.special(outside)
+        return encoded
 
-    def quantise(self, values: Floats) -> Ints:
-        """Integers that the moments sum, 0 for NaN."""
+    def quantise(self, values: Floats) -> Floats:
+        """Whole numbers of the moments: ``values`` in scales around the centre, in quanta; 0 for NaN."""
+        outside = np.isnan(values)
         with np.errstate(over="ignore"):
-            scaled = (values - self.center) / self.scale * (1 << QUANTUM_BITS)
-        return np.rint(
-            np.clip(np.nan_to_num(scaled, posinf=CLIP, neginf=-CLIP), -CLIP, CLIP)
-        ).astype(np.int64)
+            quanta = self._quanta(np.where(outside, self.center, values), clip=True)
+        quanta[outside] = 0.0
+        return quanta
 
-    def _flags(self, values: Floats, codes: Codes) -> Codes:
+    def _encode(self, values: Floats, low: float, high: float) -> Encoded:
+        """Finite values from ``low`` to ``high``: what these two rule out is not computed."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            codes = self._lookup.codes(values)
+            flags = self._flags(values, codes, low < self.low, high > self.high)
+            # Quanta rise with the values: what the extremes do not pass, none does.
+            within = abs(self._quantum(low)) <= CLIP and abs(self._quantum(high)) <= CLIP
+            return Encoded(codes, flags, values, self._quanta(values, clip=not within))
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup.of(self.edges)
+
+    def _quantum(self, value: float) -> float:
+        return (value - self.center) / self.scale * (1 << QUANTUM_BITS)
+
+    def _quanta(self, values: Floats, *, clip: bool) -> Floats:
+        quanta = values - self.center
+        quanta /= self.scale
+        quanta *= 1 << QUANTUM_BITS
+        np.rint(quanta, out=quanta)
+        return np.clip(quanta, -CLIP, CLIP, out=quanta) if clip else quanta
+
+    def _flags(self, values: Floats, codes: Codes, below: bool, above: bool) -> Codes | None:
+        off_grid = self._off_grid(values, codes)
+        if not (below or above or off_grid is not None):
+            return None
         flags = np.zeros(len(values), dtype=np.intp)
-        flags[values < self.low] = 1
-        flags[values > self.high] = 2
+        if below:
+            flags[values < self.low] = 1
+        if above:
+            flags[values > self.high] = 2
+        if off_grid is not None:
+            flags[off_grid] = 3
+        return flags
+
+    def _off_grid(self, values: Floats, codes: Codes) -> npt.NDArray[np.bool_] | None:
+        """Where a value is off the lattice, or off the grid and within the range; ``None`` if nowhere."""
         if self.step is not None:
-            with np.errstate(invalid="ignore", over="ignore"):
-                steps = (values - self.low) / self.step
-                flags[np.abs(steps - np.rint(steps)) > ON_LATTICE] = 3
+            steps = values - self.low
+            steps /= self.step
+            steps -= np.rint(steps)
+            np.abs(steps, out=steps)
+            off = steps > ON_LATTICE
         elif self.grid is not None:
             # Bins of a discrete feature are cut at its values: the candidate is the left end of the bin.
-            flags[(flags == 0) & (self.grid[codes] != values)] = 3
-        return flags
+            off = np.take(self.grid, codes) != values
+            off &= (values >= self.low) & (values <= self.high)
+        else:
+            return None
+        return off if off.any() else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,8 +210,8 @@ class CategoricalBins:
         table: dict[Any, int] = {c: i for i, c in enumerate(self.categories)}
         table[None] = self.bins + SPECIALS.index("missing")
         if not set(map(type, rows)) <= {str, NoneType}:
-            rows = [_text(value) for value in rows]
-            table |= {mark: self.bins + SPECIALS.index(mark.name) for mark in _Mark}
+            rows = [text_of(value) for value in rows]
+            table |= {mark: self.bins + SPECIALS.index(mark.name) for mark in Mark}
         codes = np.fromiter(map(table.get, rows, repeat(other)), dtype=np.intp, count=len(rows))
         unseen = [rows[i] for i in np.flatnonzero(codes == other).tolist()]
         return Encoded(codes, unseen=unseen)
@@ -192,10 +244,18 @@ def cut_numeric(values: Floats, *, max_bins: int = MAX_NUMERIC_BINS) -> NumericB
 def cut_categorical(
     counts: dict[str, int], *, max_categories: int = MAX_CATEGORIES
 ) -> CategoricalBins:
-    """Bins from the category counts of a reference column: most frequent first, ties by name."""
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    kept = [c for c, _ in ranked if len(c.encode()) <= MAX_CATEGORY_BYTES]
-    return CategoricalBins(tuple(kept[:max_categories]))
+    """Bins from the category counts of a reference column: most frequent first, ties by name.
+
+    Of more than ``max_categories`` those are kept that are more frequent than the next one by more than chance, which may be none: of ten thousand equally
+    rare ones the luckiest would be kept, and be rarer in every later window (the winner's curse), which is a drift that nobody made.
+    """
+    ranked = [c for c in counts.items() if len(c[0].encode()) <= MAX_CATEGORY_BYTES]
+    ranked.sort(key=lambda item: (-item[1], item[0]))
+    least = 0.0
+    if len(ranked) > max_categories:
+        next_count = ranked[max_categories][1]
+        least = next_count + BEYOND_CHANCE * sqrt(next_count)
+    return CategoricalBins(tuple(c for c, n in ranked[:max_categories] if n > least))
 
 
 def to_dict(bins: Bins) -> dict[str, Any]:
@@ -237,96 +297,9 @@ def from_dict(form: dict[str, Any]) -> Bins:
     )
 
 
-def category_text(value: object) -> str | None:
-    """Text under which a value counts as a category; ``None`` if it is missing, no scalar, or over ``MAX_CATEGORY_BYTES``."""
-    text = _text(value)
-    return text if isinstance(text, str) and len(text.encode()) <= MAX_CATEGORY_BYTES else None
-
-
 def digest(text: str) -> str:
     """Content hash used for ids: 64 bits of BLAKE2b, 16 hex digits."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-class _Mark(Enum):
-    """Stands for a value that has no text: its name is one of SPECIALS."""
-
-    nan = 0
-    pos_inf = 1
-    neg_inf = 2
-    wrong_type = 3
-
-
-def _text(value: object) -> object:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return _decimal(value)
-    return _Mark.wrong_type
-
-
-def _decimal(value: float) -> str | _Mark:
-    if isfinite(value):
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isnan(value):
-        return _Mark.nan
-    return _Mark.pos_inf if value > 0 else _Mark.neg_inf
-
-
-def _numbers(raw: Raw) -> tuple[Floats, Codes | None]:
-    """Values as float64, and for each the index in SPECIALS or -1; ``None`` if all values are finite."""
-    if isinstance(raw, pa.Array):
-        return _numbers_from_arrow(raw)
-    if set(map(type, raw)) <= {float, int, bool, NoneType}:
-        try:
-            values = np.array(raw, dtype=np.float64)
-        except OverflowError:  # an integer beyond 1e308
-            return _numbers_one_by_one(raw)
-        missing = None if not np.isnan(values).any() else [value is None for value in raw]
-        return values, _special(values, missing, None)
-    return _numbers_one_by_one(raw)
-
-
-def _numbers_from_arrow(raw: pa.Array) -> tuple[Floats, Codes | None]:
-    if pa.types.is_boolean(raw.type):
-        raw = pc.cast(raw, pa.uint8())
-    if not (pa.types.is_integer(raw.type) or pa.types.is_floating(raw.type)):
-        return _numbers_one_by_one(raw.to_pylist())
-    missing = raw.is_null().to_numpy(zero_copy_only=False) if raw.null_count else None
-    values = np.array(pc.cast(raw, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    return values, _special(values, missing, None)
-
-
-def _numbers_one_by_one(raw: Sequence[Any]) -> tuple[Floats, Codes | None]:
-    values = np.full(len(raw), np.nan)
-    wrong = np.zeros(len(raw), dtype=bool)
-    for i, value in enumerate(raw):
-        if isinstance(value, (int, float)):
-            try:
-                values[i] = value
-            except OverflowError:
-                values[i] = np.inf if value > 0 else -np.inf
-        else:
-            wrong[i] = value is not None
-    return values, _special(values, [value is None for value in raw], wrong)
-
-
-def _special(values: Floats, missing: Any, wrong: Any) -> Codes | None:
-    if np.isfinite(values).all():
-        return None
-    special = np.full(len(values), -1, dtype=np.intp)
-    special[np.isnan(values)] = SPECIALS.index("nan")
-    special[values == np.inf] = SPECIALS.index("pos_inf")
-    special[values == -np.inf] = SPECIALS.index("neg_inf")
-    if missing is not None:
-        special[np.asarray(missing, dtype=bool)] = SPECIALS.index("missing")
-    if wrong is not None:
-        special[wrong] = SPECIALS.index("wrong_type")
-    return special
 
 
 def _step(distinct: Floats) -> float | None:
@@ -340,7 +313,8 @@ def _step(distinct: Floats) -> float | None:
         if scaled[-1] >= 2**43:  # beyond it a float no longer resolves ON_LATTICE
             return None
         whole = np.rint(scaled)
-        if np.all(np.abs(scaled - whole) <= ON_LATTICE / 10):
+        # A range below the tolerance is at 0 as a whole, which is no lattice.
+        if whole[-1] > 0 and np.all(np.abs(scaled - whole) <= ON_LATTICE / 10):
             return float(np.gcd.reduce(whole.astype(np.int64))) / 10.0**decimals
     return None
 

@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 from monitor.binning import Encoded, Ints, Raw, category_text
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.events import Event
-from monitor.profile import LATENCY, PREDICTION, SCORE, Layout
+from monitor.profile import (
+    LATENCY,
+    PREDICTION,
+    SCORE,
+    Grouping,
+    Layout,
+    Profile,
+    profile_groupings,
+)
 
 OTHER_SEGMENT: Final = "__other__"
 RESERVED: Final = frozenset(
@@ -62,6 +70,10 @@ class Columns:
     def encode(self, layout: Layout) -> dict[str, Encoded]:
         """Every field of the layout, encoded. Features that the layout does not know are ignored."""
         return {f.name: f.bins.encode(self.field(f.name)) for f in layout.fields}
+
+    def profiles(self, layout: Layout, groupings: Sequence[Grouping]) -> list[list[Profile]]:
+        """For each grouping of the rows, a profile per group. Every field is encoded once."""
+        return profile_groupings(layout, self.field, self.errors, groupings)
 
     def segment_values(self, dimension: str) -> list[str]:
         """Text of a segment dimension in each row: a feature, or ``tags.NAME``; missing is ``""``, and what has no text ``__other__``."""

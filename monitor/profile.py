@@ -4,15 +4,15 @@ For each field (features in name order, then prediction, score, latency) the vec
 
     | bin counts ... | missing nan pos_inf neg_inf wrong_type | below above off_grid | sum q, sum q^2 high, sum q^2 low |
 
-``q`` is the value in whole quanta of the reference's scale (``monitor.binning``). ``+`` is integer addition, so it is associative and commutative to
-the last bit, and ``zero`` is its neutral element: a profile does not depend on how its events were cut into batches or in
-which order these were merged. Profiles of different ``bins_id`` never merge.
+Behind the fields stand the vectors (``monitor.vectors``), which take many numbers at once. ``q`` is the value in whole quanta of the reference's
+scale (``monitor.binning``). ``+`` is integer addition, so it is associative and commutative to the last bit, and ``zero`` is its neutral element: a
+profile does not depend on how its events were cut into batches or in which order these were merged. Profiles of different ``bins_id`` never merge.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -24,29 +24,37 @@ import numpy.typing as npt
 from monitor.binning import (
     CLIP,
     FLAGS,
+    MAX_NUMERIC_BINS,
     QUANTUM_BITS,
     SPECIALS,
     Bins,
     Codes,
     Encoded,
+    Floats,
     Ints,
     NumericBins,
+    Raw,
     digest,
+    from_dict,
     to_dict,
 )
 from monitor.errors import IncompatibleError
+from monitor.vectors import VectorBins, VectorField
 
 PREDICTION: Final = "$prediction"
 SCORE: Final = "$score"
 LATENCY: Final = "$latency_ms"
+PART_ROWS: Final = 15_000  # 120 kB a column: malloc maps and unmaps memory from 128 KiB on
 UNSEEN_KEPT: Final = 16  # distinct unseen categories kept per field, as a hint for people
 _MOMENTS: Final = 3
 _LOW_BITS: Final = 32
 _LOW_MASK: Final = (1 << _LOW_BITS) - 1
 _HEAD: Final = 2  # events, events with an error
+_EXACT_BITS: Final = 53  # up to 2**53 a float64 adds whole numbers without rounding
+_EXACT_ROWS: Final = 1 << (_EXACT_BITS - _LOW_BITS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Field:
     """Where a field's numbers stand in the vector."""
 
@@ -54,22 +62,27 @@ class Field:
     bins: Bins
     start: int
 
-    @property
+    @cached_property
     def counts(self) -> slice:
         """The bin counts."""
         return slice(self.start, self.start + self.bins.bins)
 
-    @property
+    @cached_property
     def specials(self) -> slice:
         """Counts of SPECIALS."""
         return slice(self.counts.stop, self.counts.stop + len(SPECIALS))
 
-    @property
+    @cached_property
+    def classes(self) -> slice:
+        """Both together: one of them counts each event."""
+        return slice(self.counts.start, self.specials.stop)
+
+    @cached_property
     def flags(self) -> slice:
         """Counts of FLAGS."""
         return slice(self.specials.stop, self.specials.stop + len(FLAGS))
 
-    @property
+    @cached_property
     def moments(self) -> slice:
         """Sum of q; sum of squares, high and low word."""
         return slice(self.flags.stop, self.flags.stop + _MOMENTS)
@@ -80,6 +93,26 @@ class Layout:
     """The binning of a whole model: what gives a profile's vector its meaning. Content-hashed as ``bins_id``."""
 
     bins: Mapping[str, Bins]
+    vector_bins: Mapping[str, VectorBins] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, forms: Mapping[str, dict[str, Any]]) -> Layout:
+        """The layout whose ``forms`` these are.
+
+        Raises:
+            IncompatibleError, KeyError, TypeError, ValueError: not such forms.
+        """
+        of_vectors = {name for name, form in forms.items() if form["kind"] == "vector"}
+        return cls(
+            {name: from_dict(form) for name, form in forms.items() if name not in of_vectors},
+            {name: VectorBins.from_dict(name, forms[name]) for name in sorted(of_vectors)},
+        )
+
+    @cached_property
+    def forms(self) -> Mapping[str, dict[str, Any]]:
+        """JSON forms of all fields, then of the vectors; floats round-trip exactly."""
+        forms = {f.name: to_dict(f.bins) for f in self.fields}
+        return forms | {f.name: f.bins.to_dict() for f in self.vectors}
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:
@@ -91,6 +124,32 @@ class Layout:
         return tuple(fields)
 
     @cached_property
+    def vectors(self) -> tuple[VectorField, ...]:
+        """All vectors, in name order, behind the fields."""
+        vectors, at = [], self.fields[-1].moments.stop if self.fields else _HEAD
+        for name in sorted(self.vector_bins):
+            vectors.append(VectorField(name, self.vector_bins[name], at))
+            at = vectors[-1].place.stop
+        return tuple(vectors)
+
+    @cached_property
+    def features(self) -> tuple[str, ...]:
+        """The features that events are read for."""
+        read = {name for v in self.vectors for name in v.bins.columns.features}
+        return tuple(sorted(read | {name for name in self.bins if not name.startswith("$")}))
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.intp]:
+        """``(fields,)`` where the specials of each field stand; its flags and moments follow."""
+        return np.array([f.specials.start for f in self.fields], dtype=np.intp)
+
+    @cached_property
+    def ranges(self) -> npt.NDArray[np.intp]:
+        """``(2 * fields,)`` where the bin counts of each field start and end, in turn."""
+        ends = [(f.counts.start, f.counts.stop) for f in self.fields]
+        return np.array(ends, dtype=np.intp).ravel()
+
+    @cached_property
     def by_name(self) -> Mapping[str, Field]:
         """The same by name."""
         return {f.name: f for f in self.fields}
@@ -98,20 +157,23 @@ class Layout:
     @cached_property
     def size(self) -> int:
         """Length of the vector."""
+        if self.vectors:
+            return int(self.vectors[-1].place.stop)
         return self.fields[-1].moments.stop if self.fields else _HEAD
 
     @cached_property
     def bins_id(self) -> str:
         """Hash of the binning: equal if and only if profiles may merge."""
-        form = {f.name: to_dict(f.bins) for f in self.fields}
-        return digest(msgspec.json.encode(form).decode())
+        return digest(msgspec.json.encode(self.forms).decode())
 
     @cached_property
     def moment_mask(self) -> npt.NDArray[np.bool_]:
-        """``(size,)`` true where a moment stands: these are wide, the counts narrow."""
+        """``(size,)`` true where a moment or a vector's sum stands: these are wide, the counts narrow."""
         mask = np.zeros(self.size, dtype=bool)
         for f in self.fields:
             mask[f.moments] = True
+        for v in self.vectors:
+            mask[v.sums] = True
         return mask
 
     @cached_property
@@ -192,15 +254,22 @@ class Profile:
         return n, bins.center + mean * bins.scale, m2 * bins.scale * bins.scale
 
     def scaled_moments(self, name: str) -> tuple[int, float, float]:
-        """The same in scales of the reference around its centre: what detectors take, and finite whatever the unit."""
+        """The same in scales of the reference around its centre: finite whatever the unit."""
         f = self.layout.by_name[name]
-        n = int(self.vector[f.counts].sum())
-        if n == 0 or not isinstance(f.bins, NumericBins):
+        if not isinstance(f.bins, NumericBins):
             return 0, 0.0, 0.0
-        s1, high, low = (int(x) for x in self.vector[f.moments])
-        s2 = (high << _LOW_BITS) + low
-        # Integer arithmetic to the end: n * s2 - s1 * s1 has no cancellation error.
-        return n, s1 / n / (1 << QUANTUM_BITS), (n * s2 - s1 * s1) / n / (1 << 2 * QUANTUM_BITS)
+        return _moments(int(self.vector[f.counts].sum()), *self.vector[f.moments].tolist())
+
+    def all_scaled_moments(self) -> Floats:
+        """``(3, fields)`` n, mean and M2 of ``scaled_moments``: what detectors take."""
+        layout = self.layout
+        n = np.add.reduceat(self.vector, layout.ranges)[::2] if layout.fields else self.vector[:0]
+        sums = self.vector[layout.starts[:, None] + _TO_MOMENTS]
+        rows = zip(n.tolist(), sums.tolist(), layout.fields, strict=True)
+        numeric = (
+            _moments(k, *row) if isinstance(f.bins, NumericBins) else _NOTHING for k, row, f in rows
+        )
+        return np.array([*numeric], dtype=np.float64).reshape(-1, 3).T
 
     def to_bytes(self) -> bytes:
         """Wire form: the vector in the narrowest integers that hold it (compression is the envelope's)."""
@@ -234,6 +303,31 @@ class Profile:
         return Profile(layout, vector, hints)
 
 
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """A way to divide the rows of a batch: ``group`` is ``(n,)``, each in ``[0, groups)``."""
+
+    group: Codes
+    groups: int
+
+    def part(self, rows: slice | Codes) -> Grouping:
+        """The same of some of the rows."""
+        return Grouping(self.group[rows], self.groups)
+
+
+_TO_MOMENTS: Final = len(SPECIALS) + len(FLAGS) + np.arange(_MOMENTS)
+_NOTHING: Final = (0, 0.0, 0.0)
+
+
+def _moments(n: int, s1: int, high: int, low: int) -> tuple[int, float, float]:
+    """``(n, mean, M2)`` from sums of q and of its squares."""
+    if n == 0:
+        return _NOTHING
+    s2 = (high << _LOW_BITS) + low
+    # Integer arithmetic to the end: n * s2 - s1 * s1 has no cancellation error.
+    return n, s1 / n / (1 << QUANTUM_BITS), (n * s2 - s1 * s1) / n / (1 << 2 * QUANTUM_BITS)
+
+
 def profile_groups(
     layout: Layout,
     columns: Mapping[str, Encoded],
@@ -241,48 +335,127 @@ def profile_groups(
     group: Codes,
     groups: int,
 ) -> list[Profile]:
-    """One profile per group of the rows of a batch.
+    """One profile per group of the rows of a batch, from columns that are encoded already; see ``profile_groupings``.
+
+    Raises:
+        ValueError: the layout has vectors, whose numbers encoded columns no longer hold.
+    """
+    if layout.vectors:
+        raise ValueError("vectors are counted from raw columns: profile_groupings")
+    rows = Grouping(group, groups)
+    tally = _Tally(layout, errors, rows)
+    for f in layout.fields:
+        tally.add(f, columns[f.name], rows)
+    return tally.profiles()
+
+
+def profile_groupings(
+    layout: Layout,
+    column: Callable[[str], Raw],
+    errors: npt.NDArray[np.bool_],
+    groupings: Sequence[Grouping],
+) -> list[list[Profile]]:
+    """For each grouping of the rows of a batch, a profile per group.
 
     Args:
         layout: the model's binning.
-        columns: every field of the layout, encoded; all of ``n`` rows.
+        column: the raw column of a feature or an output, ``n`` rows; asked once per field, and again for vectors.
         errors: ``(n,)`` whether the event carried an error.
-        group: ``(n,)`` group of each row, in ``[0, groups)``.
-        groups: how many groups.
+        groupings: ways to divide the rows, as by pane and by segment.
 
-    Cost: O(fields * (n + groups * bins)); a loop over fields, never over rows.
+    Cost: O(fields * (n + groups * bins)); a loop over fields and parts of ``PART_ROWS``, never over rows. One part of one column is encoded at
+    a time, so the next one gets its memory while that is in the cache: fresh pages cost more than the counting does.
     """
-    vectors = np.zeros((groups, layout.size), dtype=np.int64)
-    vectors[:, 0] = np.bincount(group, minlength=groups)
-    vectors[:, 1] = np.bincount(group[errors], minlength=groups)
-    unseen: list[dict[str, dict[str, int]]] = [{} for _ in range(groups)]
+    tallies = [_Tally(layout, errors, grouping) for grouping in groupings]
+    # A part costs groups * bins beside its rows: of many groups the parts are larger.
+    step = max([PART_ROWS, *(MAX_NUMERIC_BINS * grouping.groups for grouping in groupings)])
+    cuts = [slice(at, at + step) for at in range(0, len(errors), step)]
+    parts = [(cut, [grouping.part(cut) for grouping in groupings]) for cut in cuts]
     for f in layout.fields:
-        column = columns[f.name]
-        width = f.bins.bins + len(SPECIALS)
-        counts = np.bincount(group * width + column.codes, minlength=groups * width)
-        vectors[:, f.counts.start : f.specials.stop] = counts.reshape(groups, width)
+        raw = column(f.name)
+        for cut, rows in parts:
+            encoded = f.bins.encode(raw[cut])
+            for tally, part in zip(tallies, rows, strict=True):
+                tally.add(f, encoded, part)
+    for v in layout.vectors:
+        counted = v.bins.count(column, [(rows.group, rows.groups) for rows in groupings])
+        for tally, part_of_vector in zip(tallies, counted, strict=True):
+            tally.add_vector(v, part_of_vector)
+    return [tally.profiles() for tally in tallies]
+
+
+class _Tally:
+    """The profiles of one grouping. Mutable: they are being counted."""
+
+    def __init__(self, layout: Layout, errors: npt.NDArray[np.bool_], rows: Grouping) -> None:
+        self._layout = layout
+        self._vectors = np.zeros((rows.groups, layout.size), dtype=np.int64)
+        self._vectors[:, 0] = np.bincount(rows.group, minlength=rows.groups)
+        self._vectors[:, 1] = np.bincount(rows.group[errors], minlength=rows.groups)
+        self._unseen: list[dict[str, dict[str, int]]] = [{} for _ in range(rows.groups)]
+
+    def add(self, f: Field, column: Encoded, rows: Grouping) -> None:
+        width = f.classes.stop - f.classes.start
+        self._vectors[:, f.classes] += _count(column.codes, width, rows)
         if column.flags is not None:
-            flagged = np.bincount(group * 4 + column.flags, minlength=groups * 4).reshape(groups, 4)
-            vectors[:, f.flags] = flagged[:, 1:]
-        if isinstance(f.bins, NumericBins) and column.values is not None:
-            vectors[:, f.moments] = _sums(f.bins.quantise(column.values), group, groups)
+            flagged = np.flatnonzero(column.flags)
+            which = column.flags[flagged] - 1
+            self._vectors[:, f.flags] += _count(which, len(FLAGS), rows.part(flagged))
+        if column.quanta is not None:
+            self._vectors[:, f.moments] += _sums(column.quanta, rows)
         elif column.unseen:
-            _count_unseen(unseen, f, column, group)
-    layout.normalise(vectors)
-    return [Profile(layout, vectors[i], unseen[i]) for i in range(groups)]
+            _count_unseen(self._unseen, f, column, rows.group)
+
+    def add_vector(self, f: VectorField, counted: Ints) -> None:
+        self._vectors[:, f.place] += counted
+
+    def profiles(self) -> list[Profile]:
+        self._layout.normalise(self._vectors)
+        return [
+            Profile(self._layout, vector, {name: _keep(texts) for name, texts in unseen.items()})
+            for vector, unseen in zip(self._vectors, self._unseen, strict=True)
+        ]
 
 
-def _sums(q: Ints, group: Codes, groups: int) -> Ints:
-    """``(groups, 3)`` exact sums: ``np.bincount`` would add in floating point, so each group is one reduction."""
-    sums = np.zeros((groups, _MOMENTS), dtype=np.int64)
-    square = q * q  # at most 2**52
-    order = np.argsort(group, kind="stable")
-    present, starts = np.unique(group[order], return_index=True)
-    if len(present):
-        sums[present, 0] = np.add.reduceat(q[order], starts)
-        sums[present, 1] = np.add.reduceat(square[order] >> _LOW_BITS, starts)
-        sums[present, 2] = np.add.reduceat(square[order] & _LOW_MASK, starts)
+def _count(codes: Codes, width: int, rows: Grouping) -> Ints:
+    """``(groups, width)`` how often each code below ``width`` occurs."""
+    if rows.groups > 1:
+        codes = rows.group * width + codes
+    counts: Ints = np.bincount(codes, minlength=rows.groups * width)
+    return counts.reshape(rows.groups, width)
+
+
+def _sums(quanta: Floats, rows: Grouping) -> Ints:
+    """``(groups, 3)`` exact sums of whole numbers up to ``CLIP``, and of their squares.
+
+    Floating point adds whole numbers exactly while no sum passes 2**53, in any order: of ``_EXACT_ROWS`` numbers none can. A sum of squares
+    below 2**52 has not come near it; from there on the squares are summed in words of 32 bits.
+    """
+    if len(quanta) > _EXACT_ROWS:
+        head, tail = slice(_EXACT_ROWS), slice(_EXACT_ROWS, None)
+        return _sums(quanta[head], rows.part(head)) + _sums(quanta[tail], rows.part(tail))
+    high, low = np.zeros(1), _add_squares(quanta, rows)
+    if low.max() >= 1 << _EXACT_BITS - 1:
+        squares = quanta * quanta  # at most 2**52
+        words = np.floor(squares / (1 << _LOW_BITS))
+        squares -= words * (1 << _LOW_BITS)
+        high, low = _add(words, rows), _add(squares, rows)
+    sums = np.empty((rows.groups, _MOMENTS), dtype=np.int64)
+    sums[:, 0], sums[:, 1], sums[:, 2] = _add(quanta, rows), high, low
     return sums
+
+
+def _add(x: Floats, rows: Grouping) -> Floats:
+    """``(groups,)`` sums."""
+    if rows.groups == 1:
+        return np.add.reduce(x, keepdims=True)
+    return np.bincount(rows.group, weights=x, minlength=rows.groups).astype(np.float64, copy=False)
+
+
+def _add_squares(x: Floats, rows: Grouping) -> Floats:
+    if rows.groups == 1:
+        return np.array([np.einsum("i,i->", x, x)])  # without the squares in memory
+    return _add(x * x, rows)
 
 
 def _count_unseen(
@@ -292,9 +465,6 @@ def _count_unseen(
     for row, text in zip(rows, column.unseen, strict=True):
         counts = into[group[row]].setdefault(f.name, {})
         counts[text] = counts.get(text, 0) + 1
-    for counted in into:
-        if f.name in counted:
-            counted[f.name] = _keep(counted[f.name])
 
 
 def _keep(counts: Mapping[str, int]) -> dict[str, int]:
@@ -336,3 +506,4 @@ _DECODER: Final[Any] = msgspec.msgpack.Decoder(
     tuple[str, tuple[tuple[str, bytes], tuple[str, bytes]], dict[str, dict[str, int]]]
 )
 assert CLIP * CLIP <= 1 << 52
+assert CLIP * _EXACT_ROWS <= 1 << _EXACT_BITS

@@ -8,7 +8,7 @@ then dropped.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,14 +22,19 @@ from monitor.calibration import PSI_GROUPS, Null, calibrate, rate_design_effect
 from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.comparison import Comparison
 from monitor.errors import ConfigError, IncompatibleError
-from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile, profile_groups
-from monitor.spec import ModelSpec
+from monitor.mmd import MmdNull, Spectrum, calibrate_vectors
+from monitor.profile import LATENCY, PREDICTION, SCORE, Grouping, Layout, Profile
+from monitor.raw import finite_values
+from monitor.spec import ModelSpec, WindowSpec
+from monitor.vectors import VectorColumns, VectorSample
 
 SAMPLE: Final = 1 << 17  # values kept per numeric column: quantiles to about 0.3 % of mass
 MAX_COUNTED_CATEGORIES: Final = 100_000
 MAX_BLOCKS: Final = 1_024
 MAX_BLOCK_CELLS: Final = 1 << 25  # 256 MiB of int64: more segments or bins make longer blocks
 TOP_SEGMENTS: Final = 32
+VECTOR_CELLS: Final = 1 << 22  # numbers kept per vector: 32 MiB, 2,048 embeddings of 2,048
+SPECTRUM_ROWS: Final = 4_096  # a covariance of 256 numbers to 2 %
 _OUTPUTS: Final = (PREDICTION, SCORE, LATENCY)
 _FORMAT: Final = 1
 
@@ -57,6 +62,7 @@ class Reference:
         accuracy: share of right predictions, where the source had labels; ``labelled`` of them.
         accuracy_deff: design effect of that share over windows of the smallest size.
         first_ms, last_ms: event times that it covers, both inclusive.
+        vector_nulls: segment -> window size in ms -> vector -> how its MMD scatters; empty for a model without vectors.
     """
 
     model: str
@@ -70,6 +76,7 @@ class Reference:
     labelled: int = 0
     accuracy_deff: float = 1.0
     origin: str = field(default="", compare=False)
+    vector_nulls: Mapping[str, Mapping[int, Mapping[str, MmdNull]]] = field(default_factory=dict)
     _comparisons: dict[str, Comparison] = field(default_factory=dict, init=False, repr=False)
 
     def comparison(self, segment: str) -> Comparison:
@@ -93,12 +100,19 @@ class Reference:
         return {
             "format": _FORMAT,
             "model": self.model,
-            "bins": {f.name: binning.to_dict(f.bins) for f in self.layout.fields},
+            "bins": self.layout.forms,
             "segments": {d: list(values) for d, values in self.segments.items()},
             "profiles": {s: p.vector.tolist() for s, p in self.profiles.items()},
             "nulls": {
                 s: {str(size): n.to_dict() for size, n in by.items()}
                 for s, by in self.nulls.items()
+            },
+            "vector_nulls": {
+                s: {
+                    str(size): {name: n.to_dict() for name, n in nulls.items()}
+                    for size, nulls in by.items()
+                }
+                for s, by in self.vector_nulls.items()
             },
             "first_ms": self.first_ms,
             "last_ms": self.last_ms,
@@ -127,7 +141,7 @@ class Reference:
                 raise IncompatibleError(
                     f"reference format {form['format']}; this release reads {_FORMAT}"
                 )
-            layout = Layout({name: binning.from_dict(bins) for name, bins in form["bins"].items()})
+            layout = Layout.of(form["bins"])
             vectors = {s: np.array(v, dtype=np.int64) for s, v in form["profiles"].items()}
             if "" not in vectors or any(len(v) != layout.size for v in vectors.values()):
                 raise IncompatibleError("damaged reference: a profile does not fit its bins")
@@ -139,6 +153,13 @@ class Reference:
                 nulls={
                     s: {int(size): Null.from_dict(n) for size, n in by.items()}
                     for s, by in form["nulls"].items()
+                },
+                vector_nulls={
+                    s: {
+                        int(size): {name: MmdNull.from_dict(n) for name, n in nulls.items()}
+                        for size, nulls in by.items()
+                    }
+                    for s, by in form.get("vector_nulls", {}).items()
                 },
                 first_ms=form["first_ms"],
                 last_ms=form["last_ms"],
@@ -186,7 +207,23 @@ def build(spec: ModelSpec, source: Source, *, origin: str = "") -> Reference:
         labelled=labelled,
         accuracy_deff=rate_design_effect(count.truth, min(spec.windows.sizes) // count.block_ms),
         origin=origin,
+        vector_nulls=_vector_nulls(count, draft.spectra(layout), spec.windows)
+        if layout.vectors
+        else {},
     )
+
+
+def _vector_nulls(
+    count: _Count, spectra: Mapping[str, Spectrum], windows: WindowSpec
+) -> dict[str, dict[int, dict[str, MmdNull]]]:
+    return {
+        segment: {
+            size: calibrate_vectors(count.layout, blocks, spectra, max(1, size // count.block_ms))
+            for size in windows.sizes
+        }
+        for segment, blocks in count.blocks.items()
+        if blocks[:, 0].any()
+    }
 
 
 def dump(reference: Reference | None, spec: ModelSpec) -> bytes:
@@ -225,6 +262,11 @@ class _Draft:
             self._kinds[PREDICTION] = "categorical"
         self._kinds |= {SCORE: "numeric", LATENCY: "numeric"}
         self._segments: dict[str, dict[str, int]] = {d: {} for d in spec.segments}
+        self._embeddings = {name for name, kind in self._kinds.items() if kind == "embedding"}
+        self._vectors = {
+            columns.name: VectorSample(columns, max(1, VECTOR_CELLS // columns.dimensions))
+            for columns in _vector_columns(spec)
+        }
 
     def see(self, columns: Columns) -> None:
         if columns.n == 0:
@@ -233,14 +275,27 @@ class _Draft:
         self.first_ms = min(self.first_ms, int(columns.ts_ms.min()))
         self.last_ms = max(self.last_ms, int(columns.ts_ms.max()))
         for name in (*(self._spec.features or columns.features), *_OUTPUTS):
-            self._see_field(name, columns.field(name))
+            if name not in self._embeddings:
+                self._see_field(name, columns.field(name))
+        for sample in self._vectors.values():
+            sample.add(columns.field, columns.n)
         for dimension, counts in self._segments.items():
             _tally(counts, columns.segment_values(dimension))
 
     def layout(self) -> Layout:
         bins: dict[str, Bins] = {name: sample.cut() for name, sample in self._numeric.items()}
         bins |= {name: binning.cut_categorical(counts) for name, counts in self._categories.items()}
-        return Layout(bins)
+        # The name is the seed of the directions: the same reference gives the same map.
+        maps = {name: s.bins(zlib.crc32(name.encode())) for name, s in self._vectors.items()}
+        return Layout(bins, maps)
+
+    def spectra(self, layout: Layout) -> dict[str, Spectrum]:
+        spectra = {}
+        for f in layout.vectors:
+            rows = self._vectors[f.name].rows
+            chosen = rows[:: -(-len(rows) // SPECTRUM_ROWS) or 1]
+            spectra[f.name] = Spectrum.of(f.bins.fourier.embed(chosen))
+        return spectra
 
     def segments(self) -> dict[str, tuple[str, ...]]:
         return {
@@ -263,13 +318,11 @@ class _Draft:
             counts = self._categories.setdefault(name, {})
             _tally(counts, raw.to_pylist() if isinstance(raw, pa.Array) else raw)
             return
-        encoded = _WIDE.encode(raw)
-        assert encoded.values is not None
-        self._numeric.setdefault(name, _Sample()).add(encoded.values)
+        self._numeric.setdefault(name, _Sample()).add(finite_values(raw))
 
 
 class _Sample:
-    """Every ``stride``-th finite value: the stride doubles when ``SAMPLE`` would be passed. Deterministic."""
+    """Every ``stride``-th value: the stride doubles when ``SAMPLE`` would be passed. Deterministic."""
 
     def __init__(self) -> None:
         self._parts: list[Floats] = []
@@ -277,15 +330,15 @@ class _Sample:
         self._low, self._high = np.inf, -np.inf
 
     def add(self, values: Floats) -> None:
-        values = values[np.isfinite(values)]
         if values.size == 0:
             return
         self._low, self._high = min(self._low, values.min()), max(self._high, values.max())
-        self._parts.append(values[-self._seen % self._stride :: self._stride])
+        # Copied: a view would hold on to all the values that were not chosen.
+        self._parts.append(values[-self._seen % self._stride :: self._stride].copy())
         self._seen += values.size
         self._kept += self._parts[-1].size
         while self._kept > SAMPLE:
-            self._parts = [np.concatenate(self._parts)[::2]]
+            self._parts = [np.concatenate(self._parts)[::2].copy()]
             self._stride, self._kept = self._stride * 2, self._parts[0].size
 
     def cut(self) -> binning.NumericBins:
@@ -320,39 +373,26 @@ class _Count:
         count = (last_ms - self._start) // self.block_ms + 1
         self.blocks = {name: np.zeros((count, layout.size), dtype=np.int64) for name in names}
         self.truth = np.zeros((count, 2), dtype=np.int64)  # labelled, and right
-        self._layout, self._segments = layout, segments
+        self.layout, self._segments = layout, segments
 
     def add(self, columns: Columns) -> None:
         block = ((columns.ts_ms - self._start) // self.block_ms).astype(np.intp)
-        encoded = columns.encode(self._layout)
         present, where = np.unique(block, return_inverse=True)
-        self._put(
-            "", present, profile_groups(self._layout, encoded, columns.errors, where, len(present))
-        )
+        names, groupings = [[""]], [Grouping(where, len(present))]
         for dimension, values in self._segments.items():
             index = {value: i for i, value in enumerate(values)}
             codes = np.array(
                 [index.get(v, len(values)) for v in columns.segment_values(dimension)],
                 dtype=np.intp,
             )
-            grouped = profile_groups(
-                self._layout,
-                encoded,
-                columns.errors,
-                codes * len(present) + where,
-                (len(values) + 1) * len(present),
-            )
-            for i, value in enumerate((*values, OTHER_SEGMENT)):
-                self._put(
-                    f"{dimension}={value}",
-                    present,
-                    grouped[i * len(present) : (i + 1) * len(present)],
-                )
+            names.append([f"{dimension}={value}" for value in (*values, OTHER_SEGMENT)])
+            groupings.append(Grouping(codes * len(present) + where, len(names[-1]) * len(present)))
+        counted = columns.profiles(self.layout, groupings)
+        for segments, profiles in zip(names, counted, strict=True):
+            for i, segment in enumerate(segments):
+                for at, profile in zip(present, profiles[i * len(present) :], strict=False):
+                    self.blocks[segment][at] += profile.vector
         self._compare(columns, block)
-
-    def _put(self, segment: str, blocks: Codes, profiles: list[Profile]) -> None:
-        for block, profile in zip(blocks, profiles, strict=True):
-            self.blocks[segment][block] += profile.vector
 
     def _compare(self, columns: Columns, block: Codes) -> None:
         if columns.labels is None:
@@ -370,6 +410,14 @@ class _Count:
         )
         np.add.at(self.truth[:, 0], block[known], 1)
         np.add.at(self.truth[:, 1], block[right], 1)
+
+
+def _vector_columns(spec: ModelSpec) -> Iterator[VectorColumns]:
+    for name, feature in spec.features.items():
+        if feature.dim is not None:
+            yield VectorColumns(name, (), feature.dim)
+    for name, members in spec.multivariate.items():
+        yield VectorColumns(name, members, len(members))
 
 
 def _list(raw: Raw) -> list[Any]:
@@ -398,6 +446,3 @@ def _infer(raw: Raw) -> str | None:
     if not kinds:
         return None
     return "numeric" if kinds <= {int, float, bool} else "categorical"
-
-
-_WIDE: Final = binning.NumericBins(np.empty(0), -np.inf, np.inf, 0.0, 1.0)

@@ -28,6 +28,7 @@ _KEY: Final = re.compile(r"[a-z_]{1,24}")  # how our own keys look; anything els
 _SECRET: Final = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/\S+)")
 MAX_WINDOWS: Final = 8  # window sizes of a model: each costs an accumulator per segment
 MAX_SEGMENTS: Final = 8
+MAX_VECTORS: Final = 8  # embeddings and groups: each adds 2 KiB to a profile
 
 
 def parse_duration_ms(text: object) -> int:
@@ -85,9 +86,21 @@ class _Strict(BaseModel):
 
 
 class FeatureSpec(_Strict):
-    """How a feature is read. ``numeric`` takes numbers and booleans; ``categorical`` takes strings, and numbers as their text."""
+    """How a feature is read.
 
-    type: Literal["numeric", "categorical"]
+    ``numeric`` takes numbers and booleans; ``categorical`` takes strings, and numbers as their text; ``embedding`` takes lists of ``dim`` numbers.
+    """
+
+    type: Literal["numeric", "categorical", "embedding"]
+    dim: int | None = Field(default=None, ge=1, le=4_096)
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.type == "embedding") != (self.dim is not None):
+            raise ValueError(
+                "give dim, the length of its lists, for an embedding and for nothing else"
+            )
+        return self
 
 
 class ScoreSpec(_Strict):
@@ -219,6 +232,8 @@ class ModelSpec(_Strict):
     model: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     task: Literal["binary", "multiclass", "regression", "none"] = "none"
     features: dict[str, FeatureSpec] = Field(default_factory=dict, max_length=2_000)
+    # Groups of numeric features that are watched together: what no single one of them shows.
+    multivariate: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     score: ScoreSpec = ScoreSpec()
     segments: tuple[str, ...] = Field(default=(), max_length=MAX_SEGMENTS)
     reference: ReferenceSpec = ReferenceSpec(calibrate=Calibration())
@@ -238,6 +253,22 @@ class ModelSpec(_Strict):
         for i, segment in enumerate(self.segments):
             if self.features and not segment.startswith("tags.") and segment not in self.features:
                 raise ValueError(f"segment {i + 1} is neither a feature nor tags.NAME")
+        return self
+
+    @model_validator(mode="after")
+    def _vectors(self) -> Self:
+        embeddings = sum(f.type == "embedding" for f in self.features.values())
+        if len(self.multivariate) + embeddings > MAX_VECTORS:
+            raise ValueError(f"at most {MAX_VECTORS} embeddings and multivariate groups")
+        for i, (name, members) in enumerate(self.multivariate.items()):
+            if name in self.features or name.startswith("$"):
+                raise ValueError(f"multivariate group {i + 1} has the name of a field")
+            if not 2 <= len(set(members)) == len(members):
+                raise ValueError(
+                    f"multivariate group {i + 1} needs two features or more, each once"
+                )
+            if any(m not in self.features or self.features[m].type != "numeric" for m in members):
+                raise ValueError(f"multivariate group {i + 1}: declare its features as numeric")
         return self
 
 

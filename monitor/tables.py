@@ -264,6 +264,17 @@ def bins_rows(model: str, reference: Profile, revision: int) -> list[Row]:
         form = msgspec.json.encode(to_dict(f.bins)).decode()
         body = (edges, labels, counts, *specials, *_moments(reference, f), form, revision)
         rows.append((*head, *body))
+    for v in layout.vectors:
+        head = (layout.bins_id, v.name, model, "vector")
+        missing, broken = v.left_out(reference.vector)
+        specials = [0] * len(SPECIALS)
+        specials[SPECIALS.index("missing")], specials[SPECIALS.index("wrong_type")] = (
+            missing,
+            broken,
+        )
+        counts = [v.state(reference.vector).n]
+        form = msgspec.json.encode(v.bins.to_dict()).decode()
+        rows.append((*head, [], [], counts, *specials, None, None, form, revision))
     return rows
 
 

@@ -5,6 +5,7 @@ A statistic below its minimum sample is ``no_data``, never "fine". Limits come f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import special
 from monitor.binning import NumericBins
 from monitor.budget import Levels, benjamini_hochberg
 from monitor.calibration import PSI_GROUPS, QUALITY_RATES, RATES, Null, rate_counts
+from monitor.mmd import Finding, find
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
 from monitor.wire import Performance, Verdict, VerdictKind
@@ -48,10 +50,13 @@ def judge_window(
     rates = _judge_rates(null, profile, levels.rates[size_ms], RATES)
     if not whole:
         return [_no_data("", "distribution", profile.n), *rates]
-    return (
-        _judge_distributions(reference, segment, null, profile, levels.distributions[size_ms])
-        + rates
+    vectors = find(
+        reference.vector_nulls.get(segment, {}).get(size_ms, {}),
+        reference.profiles[segment],
+        profile,
     )
+    level = levels.distributions[size_ms]
+    return [*_judge_distributions(reference, segment, null, profile, level, vectors), *rates]
 
 
 def judge_pane(
@@ -106,9 +111,14 @@ def kind_of(field_name: str) -> VerdictKind:
 
 
 def _judge_distributions(
-    reference: Reference, segment: str, null: Null, profile: Profile, level: float
+    reference: Reference,
+    segment: str,
+    null: Null,
+    profile: Profile,
+    level: float,
+    vectors: Sequence[Finding],
 ) -> list[Verdict]:
-    """PSI of every field and KS of the numeric ones: one family."""
+    """PSI of every field, KS of the numeric ones and what is found in vectors: one family."""
     found = reference.comparison(segment)(profile.vector)
     present = null.values > 0
     numeric = np.array([isinstance(f.bins, NumericBins) for f in profile.layout.fields])
@@ -116,7 +126,8 @@ def _judge_distributions(
     ks_p = np.where(
         present & numeric & (found.n >= MIN_KS), null.ks_p_values(found.n, found.ks), np.nan
     )
-    alpha = benjamini_hochberg(np.concatenate((psi_p, ks_p)), level)
+    of_vectors = np.array([v.p_value for v in vectors])
+    alpha = benjamini_hochberg(np.concatenate((psi_p, ks_p, of_vectors)), level)
     psi_limit, ks_limit = null.psi_limit(found.n, alpha), null.ks_limit(found.n, alpha)
     verdicts: list[Verdict] = []
     for i, f in enumerate(profile.layout.fields):
@@ -127,7 +138,7 @@ def _judge_distributions(
         if numeric[i]:
             ks = _Judged("ks", found.ks[i], ks_limit[i], ks_p[i], found.n[i])
             verdicts.append(_verdict(f, ks, alpha, reference, segment, profile))
-    return verdicts
+    return verdicts + [v.verdict(alpha) for v in vectors]
 
 
 class _Judged(NamedTuple):

@@ -25,7 +25,7 @@ from monitor.columns import OTHER_SEGMENT, Columns, encode_sample, from_events
 from monitor.errors import InvalidEventError
 from monitor.events import Event, Limits, decode_message
 from monitor.panes import SourceMark
-from monitor.profile import profile_groups
+from monitor.profile import Grouping
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.tables import value_text
@@ -165,9 +165,7 @@ def profile_batch(
             _count(counts, chosen, "calibrating", target, policy)
             scored += _scored(name, events, None, None)
             continue
-        columns = from_events(
-            events, [f.name for f in model.reference.layout.fields if not f.name.startswith("$")]
-        )
+        columns = from_events(events, model.reference.layout.features)
         deltas[target] += _deltas(name, model.spec, model.reference, events, columns, late[index])
         for fate, wanted in (("late", True), ("on_time", False)):
             _count(
@@ -317,15 +315,19 @@ def _deltas(
         np.array([event.version for event in events], dtype=object), return_inverse=True
     )
     pane = columns.ts_ms // spec.windows.pane * spec.windows.pane
-    encoded = columns.encode(reference.layout)
     bins_id = reference.layout.bins_id
-    for segments, code in _segment_codes(reference, columns):
-        cells, group = np.unique(
-            np.stack((version, pane, late.astype(np.int64), code)), axis=1, return_inverse=True
+    divided = [
+        (
+            segments,
+            *np.unique(
+                np.stack((version, pane, late.astype(np.int64), code)), axis=1, return_inverse=True
+            ),
         )
-        profiles = profile_groups(
-            reference.layout, encoded, columns.errors, group.ravel(), cells.shape[1]
-        )
+        for segments, code in _segment_codes(reference, columns)
+    ]
+    groupings = [Grouping(group.ravel(), cells.shape[1]) for _, cells, group in divided]
+    grouped = columns.profiles(reference.layout, groupings)
+    for (segments, cells, _), profiles in zip(divided, grouped, strict=True):
         for (v, start, is_late, s), profile in zip(cells.T.tolist(), profiles, strict=True):
             yield wire.Delta(
                 name,

@@ -18,11 +18,14 @@ from monitor.binning import (
     CLIP,
     FLAGS,
     MAX_CATEGORIES,
+    ON_LATTICE,
     QUANTUM_BITS,
     SPECIALS,
     Bins,
     CategoricalBins,
+    Codes,
     Floats,
+    Ints,
     NumericBins,
     Raw,
     cut_categorical,
@@ -184,6 +187,68 @@ def test_bins_of_any_reference_are_half_open_and_hold_all_of_it(
     assert np.all(np.bincount(bins.encode(reference).codes, minlength=bins.bins) > 0)
 
 
+@st.composite
+def any_bins(draw: st.DrawFn) -> NumericBins:
+    """Bins of a reference, or bins that no reference would give."""
+    values = np.array(draw(st.lists(finite, min_size=1, max_size=300)))
+    shape = draw(st.sampled_from(["as drawn", "whole numbers", "few values", "made up"]))
+    if shape == "made up":
+        center, scale, step = draw(st.tuples(finite, finite, finite))
+        low, high = sorted(draw(st.tuples(finite, finite)))
+        return NumericBins(
+            np.unique(values), low, high, center, abs(scale) or 1.0, abs(step) or None
+        )
+    if shape == "whole numbers":
+        values = np.rint(np.clip(values, -1e6, 1e6))
+    return cut_numeric(np.repeat(values[:12], 120) if shape == "few values" else values)
+
+
+@given(any_bins(), st.lists(st.floats() | st.none() | st.integers(-30, 30), max_size=100))
+def test_what_is_left_out_for_speed_changes_no_answer(bins: NumericBins, raw: list[Any]) -> None:
+    raw = [*raw, *bins.edges[:20].tolist()]
+    arrow = pa.array(raw, type=pa.float64())
+    plain = [value for value in raw if value is not None and np.isfinite(value)]
+    shared, written = pa.array(plain, type=pa.float64()), repr(arrow.to_pylist())
+    for column, values in ((raw, raw), (arrow, raw), (plain, plain), (shared, plain)):
+        encoded, codes, flags, quanta = bins.encode(column), *encoded_slowly(bins, values)
+        assert encoded.codes.tolist() == codes.tolist()
+        assert encoded.flags is None or encoded.flags.any()
+        assert (
+            encoded.flags if encoded.flags is not None else 0 * codes
+        ).tolist() == flags.tolist()
+        assert encoded.quanta is not None
+        assert encoded.values is not None
+        assert encoded.quanta.tolist() == quanta.tolist()
+        assert np.isnan(encoded.values).tolist() == (codes >= bins.bins).tolist()
+    assert repr(arrow.to_pylist()) == written  # its memory was not
+
+
+def encoded_slowly(bins: NumericBins, raw: list[Any]) -> tuple[Codes, Codes, Ints]:
+    """Codes, flags and quanta, each computed for each value."""
+    values = np.array(raw, dtype=np.float64)
+    codes = np.searchsorted(bins.edges, values, side="right")
+    flags = np.zeros(len(values), dtype=np.intp)
+    flags[values < bins.low] = 1
+    flags[values > bins.high] = 2
+    with np.errstate(invalid="ignore", over="ignore"):
+        if bins.step is not None:
+            steps = (values - bins.low) / bins.step
+            flags[np.abs(steps - np.rint(steps)) > ON_LATTICE] = 3
+        elif bins.grid is not None:
+            flags[(flags == 0) & (bins.grid[codes] != values)] = 3
+        scaled = (values - bins.center) / bins.scale * (1 << QUANTUM_BITS)
+    quanta = np.rint(np.clip(np.nan_to_num(scaled, posinf=CLIP, neginf=-CLIP), -CLIP, CLIP))
+    for name, where in (
+        ("nan", np.isnan(values)),
+        ("pos_inf", values == np.inf),
+        ("neg_inf", values == -np.inf),
+        ("missing", np.array([value is None for value in raw], dtype=bool)),
+    ):
+        codes[where] = bins.bins + SPECIALS.index(name)
+        flags[where], quanta[where] = 0, 0
+    return codes, flags, quanta.astype(np.int64)
+
+
 @given(st.lists(finite, max_size=200), st.integers(2, 128))
 def test_frozen_bins_survive_json_to_the_last_bit(reference: list[float], max_bins: int) -> None:
     bins = cut_numeric(np.array(reference), max_bins=max_bins)
@@ -286,6 +351,8 @@ def test_a_column_without_values_has_one_bin() -> None:
         pytest.param([-1.7e308, 0.0, 1.7e308], id="range overflows"),
         pytest.param([1.7e308, 1.7e308], id="sum overflows"),
         pytest.param([5e-324, 1e-323], id="denormals"),
+        pytest.param([i * 5e-324 for i in range(300)], id="many denormals"),
+        pytest.param([i * 1e-9 for i in range(300)], id="narrower than the grid resolves"),
         pytest.param([1e300 + i * 1e290 for i in range(300)], id="far from zero"),
         pytest.param([i * 5e305 for i in range(-150, 150)], id="many and wide"),
         pytest.param([float(2**60 + i * 256) for i in range(300)], id="beyond 2**53"),
@@ -312,17 +379,25 @@ def test_quanta_are_values_in_scales_rounded_and_clipped(
 
 
 def test_of_ten_thousand_categories_the_most_frequent_are_bins_and_the_rest_is_other() -> None:
-    counts = {f"c{i:05}": 10_000 - i for i in range(10_000)}
+    counts = {f"c{i:05}": 10_000_000 // (i + 1) for i in range(10_000)}
     bins = cut_categorical(counts)
-    assert bins.categories == tuple(f"c{i:05}" for i in range(MAX_CATEGORIES))
+    assert MAX_CATEGORIES - 5 < len(bins.categories) < MAX_CATEGORIES
+    assert bins.categories == tuple(f"c{i:05}" for i in range(len(bins.categories)))
     codes = bins.encode(list(counts)).codes
-    assert np.bincount(codes)[-1] == 10_000 - MAX_CATEGORIES
+    assert np.bincount(codes)[-1] == 10_000 - len(bins.categories)
+
+
+def test_of_equally_rare_categories_the_luckiest_are_not_kept() -> None:
+    drawn = np.bincount(np.random.default_rng(8).integers(0, 10_000, 200_000))
+    assert cut_categorical({f"c{i}": int(n) for i, n in enumerate(drawn)}).bins <= 2
+    assert cut_categorical({f"c{i}": 20 for i in range(MAX_CATEGORIES + 1)}).bins == 1
+    assert cut_categorical({f"c{i}": 20 for i in range(MAX_CATEGORIES)}).bins == MAX_CATEGORIES + 1
 
 
 def test_ties_between_categories_are_broken_by_name_and_overlong_ones_are_other() -> None:
     long = "x" * 257
     assert cut_categorical({"b": 2, "a": 2, long: 9, "c": 5}).categories == ("c", "a", "b")
-    assert cut_categorical({"b": 2, "a": 2, "c": 1}, max_categories=1).categories == ("a",)
+    assert cut_categorical({"b": 9, "a": 9, "c": 1}, max_categories=2).categories == ("a", "b")
     assert cut_categorical({}).bins == 1
 
 
@@ -333,6 +408,7 @@ def test_ties_between_categories_are_broken_by_name_and_overlong_ones_are_other(
         (lambda: NumericBins(np.array([2.0, 1.0]), 0, 2, 1, 1), "increase"),
         (lambda: NumericBins(np.array([1.0, NAN]), 0, 2, 1, 1), "finite"),
         (lambda: NumericBins(np.ones((1, 1)), 0, 2, 1, 1), "vector"),
+        (lambda: NumericBins(np.empty(0), 0, INF, 1, 1), "low and high"),
         (lambda: NumericBins(np.empty(0), 0, 2, NAN, 1), "center"),
         (lambda: NumericBins(np.empty(0), 0, 2, 1, 0), "scale"),
         (lambda: CategoricalBins(("a", "a")), "twice"),

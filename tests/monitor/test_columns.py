@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from monitor.columns import (
 )
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.events import Event, Limits, decode_message
-from monitor.profile import LATENCY, PREDICTION, SCORE
+from monitor.profile import LATENCY, PART_ROWS, PREDICTION, SCORE, Grouping, profile_groups
 from tests.monitor.builders import MODEL, NOW, START, body, event, reference
 
 
@@ -91,6 +94,35 @@ def test_feature_names_are_bounded_and_the_frequent_ones_stay() -> None:
     """A producer may make up a name for each event."""
     many = [event(START, features={"wind": 1, f"id-{i}": 1}) for i in range(50)]
     assert feature_names(events(*many), most=3) == ["id-0", "id-1", "wind"]
+
+
+def test_long_columns_are_counted_in_parts_to_the_same_profiles() -> None:
+    """By one group in parts of ``PART_ROWS``, and by many at once: the sum over the groups is the same."""
+    n, groups = 2 * PART_ROWS + 1_234, 300
+    rng = np.random.default_rng(4)
+    wind = np.where(rng.random(n) < 0.1, np.nan, np.round(rng.gamma(4, 3, n)) * 1.15)
+    rows = from_batch(
+        pa.record_batch(
+            {
+                "ts": START + np.arange(n),
+                "wind": pa.array(wind, mask=rng.random(n) < 0.1),
+                "carrier": rng.choice(["UA", "XX", "B6", "YY"], n),
+                "error": pa.array(["late"] * n, mask=rng.random(n) < 0.9),
+            }
+        ),
+        origin="test",
+    )
+    layout = reference().layout
+    one = Grouping(np.zeros(n, dtype=np.intp), 1)
+    many = Grouping(rng.integers(0, groups, n), groups)
+    whole, parts = rows.profiles(layout, [one, many])
+    for grouping, profiles in ((one, whole), (many, parts)):
+        at_once = profile_groups(layout, rows.encode(layout), rows.errors, *astuple(grouping))
+        for ours, theirs in zip(profiles, at_once, strict=True):
+            assert ours.to_bytes() == theirs.to_bytes()
+    assert reduce(add, parts).to_bytes() == whole[0].to_bytes()
+    assert whole[0].n == n
+    assert whole[0].special("wind", "missing") > 0 < whole[0].special("wind", "nan")
 
 
 @pytest.mark.parametrize(

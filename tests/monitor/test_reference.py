@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor import reference as references
 from monitor.binning import CategoricalBins, NumericBins
 from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.errors import ConfigError, IncompatibleError
@@ -98,6 +100,47 @@ def test_beyond_the_sample_the_rows_are_still_not_held_and_the_cut_does_not_matt
     bins = reference.layout.by_name["wind"].bins
     assert isinstance(bins, NumericBins)
     assert (bins.low, bins.high) == (pa.compute.min(joined()[0].features["wind"]).as_py(), pa.compute.max(joined()[0].features["wind"]).as_py())  # fmt: skip
+
+
+def test_a_source_four_times_as_long_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the sample nothing is kept of the rows: not even by a view of a few of them."""
+    monkeypatch.setattr(references, "SAMPLE", 1 << 13)
+    short, long = peak_of_building(batches=10), peak_of_building(batches=40)
+    assert long < 1.2 * short
+
+
+BATCH = 20_000
+
+
+def peak_of_building(batches: int) -> int:
+    """Most bytes that were held at once, of them one batch."""
+
+    def stream() -> Iterator[Columns]:
+        rng = np.random.default_rng(1)
+        for i in range(batches):
+            ts = START + i * (DAY // batches) + np.arange(BATCH)
+            yield columns(pa.record_batch({"ts": ts, "wind": rng.lognormal(0, 1, BATCH)}))
+
+    chosen = spec(features={}, segments=[], task="none", windows={"pane": "1h", "sizes": ["1h"]})
+    tracemalloc.start()
+    try:
+        build(chosen, stream)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_file_four_times_as_long_is_not_read_ahead(suffix: str, tmp_path: Path) -> None:
+    """Of CSV Arrow reads 32 blocks of 1 MiB ahead, of a file of any size."""
+    peaks = []
+    for n in (100_000, 400_000):
+        path = tmp_path / f"{n}{suffix}"
+        values = np.random.default_rng(1).normal(0, 1, n)
+        WRITERS[suffix](pa.table({"ts": START + np.arange(n), "a": values, "b": values}), path)
+        before = pa.total_allocated_bytes()
+        peaks.append(max(pa.total_allocated_bytes() - before for _ in read_source(path)()))
+    assert peaks[1] < peaks[0] + 2_000_000
 
 
 def test_it_counts_every_row_once_in_the_whole_and_once_per_dimension() -> None:
