@@ -20,7 +20,8 @@ import pyarrow as pa
 from load.markdown import README, table, write_block
 from monitor.binning import Codes, Floats, NumericBins, Raw, cut_numeric
 from monitor.columns import Columns
-from monitor.profile import Grouping, Layout, Profile
+from monitor.counting import Grouping
+from monitor.profile import Layout, Profile
 
 BAR: Final = 4.0
 FEATURES: Final = 20

@@ -26,10 +26,9 @@ def replace_block(text: str, name: str, body: str) -> str:
     Raises:
         ValueError: there is no such block, or two.
     """
-    pattern = re.compile(
-        rf"(<!-- {re.escape(name)}\b[^\n]*-->\n).*?(\n<!-- /{re.escape(name)} -->)", re.S
-    )
-    replaced, found = pattern.subn(lambda match: match[1] + body + match[2], text)
+    name = re.escape(name)
+    pattern = re.compile(rf"(<!-- {name}\b[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    replaced, found = pattern.subn(lambda match: f"{match[1]}{body}\n{match[2]}", text)
     if found != 1:
         raise ValueError(f"{found} blocks are called {name}; there must be one")
     return replaced

@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from monitor.lookup import Lookup
-from monitor.raw import MAX_CATEGORY_BYTES, Mark, numbers, text_of
+from monitor.lookup import Lookup, Points
+from monitor.raw import MAX_CATEGORY_BYTES, Mark, numbers, square_sum, text_of
 from monitor.raw import SPECIALS as SPECIALS
 from monitor.raw import Codes as Codes
+from monitor.raw import Encoded as Encoded
 from monitor.raw import Floats as Floats
 from monitor.raw import Ints as Ints
 from monitor.raw import Raw as Raw
@@ -47,25 +48,7 @@ ON_LATTICE: Final = 1e-3  # of a step: far above rounding, far below any other u
 # Moments are sums of q = round((x - center) / scale * 2**16), clipped to 2**26: 1,024 scales wide, rounding error 4e-6 scales.
 QUANTUM_BITS: Final = 16
 CLIP: Final = 1 << 26
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A column, encoded.
-
-    Attributes:
-        codes: ``(n,)`` primary class: a bin, or ``bins + index in SPECIALS``.
-        flags: ``(n,)`` 0, or 1 + the index in FLAGS; ``None`` if no value has one.
-        values: ``(n,)`` float64, NaN where the value is in no bin; ``None`` for categoricals. May share the memory of the column.
-        quanta: ``(n,)`` whole numbers that the moments sum, 0 where the value is in no bin; ``None`` for categoricals.
-        unseen: text of the values coded ``other``, by row; empty for numerics.
-    """
-
-    codes: Codes
-    flags: Codes | None = None
-    values: Floats | None = None
-    quanta: Floats | None = None
-    unseen: Sequence[str] = ()
+WORD_BITS: Final = 32  # of the low word of a sum of squares
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +95,17 @@ class NumericBins:
         values = column.values
         if len(values) == 0:
             return Encoded(np.empty(0, dtype=np.intp), None, values, values)
-        low, high = float(values.min()), float(values.max())
-        if isfinite(low) and isfinite(high):
-            return self._encode(values, low, high)
-        outside = np.flatnonzero(~np.isfinite(values))
-        values = values.copy()
-        values[outside] = self.low  # has no flag
-        encoded = self._encode(values, float(values.min()), float(values.max()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            if column.missing is None and (encoded := self._encode(values)) is not None:
+                return encoded
+            outside = np.flatnonzero(~np.isfinite(values))
+            values = values.copy()
+            values[outside] = self.low  # has no flag
+            encoded = self._encode(values)
+        assert encoded is not None
         values[outside] = np.nan
-        if encoded.quanta is not None:
-            encoded.quanta[outside] = 0.0
+        if encoded.measured is not None:
+            encoded.measured[outside] = 0.0
         encoded.codes[outside] = self.bins + column.special(outside)
         return encoded
 
@@ -133,26 +117,60 @@ class NumericBins:
         quanta[outside] = 0.0
         return quanta
 
-    def _encode(self, values: Floats, low: float, high: float) -> Encoded:
-        """Finite values from ``low`` to ``high``: what these two rule out is not computed."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            codes = self._lookup.codes(values)
-            flags = self._flags(values, codes, low < self.low, high > self.high)
-            # Quanta rise with the values: what the extremes do not pass, none does.
-            within = abs(self._quantum(low)) <= CLIP and abs(self._quantum(high)) <= CLIP
-            return Encoded(codes, flags, values, self._quanta(values, clip=not within))
+    def _encode(self, values: Floats) -> Encoded | None:
+        """Finite values: what their extremes rule out is not computed. ``None`` if one is not finite."""
+        if self._points is not None and (codes := self._points.codes(values)) is not None:
+            return Encoded(codes, None, values, known=self._known)
+        low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
+        if not (isfinite(low) and isfinite(high)):
+            return None
+        codes = self._lookup.codes(values)
+        flags = self._flags(values, codes, low < self.low, high > self.high)
+        # Quanta rise with the values: what the extremes do not pass, none does.
+        within = self._quantum(low) >= -CLIP and self._quantum(high) <= CLIP
+        return Encoded(codes, flags, values, self._quanta(values, clip=not within))
 
     @cached_property
     def _lookup(self) -> Lookup:
         return Lookup.of(self.edges)
+
+    @cached_property
+    def _points(self) -> Points | None:
+        """The values of a feature with a bin for each, none of which has a flag."""
+        points = np.concatenate(([self.low], self.edges))
+        if points[-1] != self.high or np.any(np.diff(points) <= 0):
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            off_grid = self._off_grid(points, np.arange(self.bins))
+            return Points.of(points) if off_grid is None else None
+
+    @cached_property
+    def _known(self) -> Ints:
+        """``(classes, 3)`` the moments of an event of each class, if it is one of the points."""
+        known = np.zeros((self.bins + len(SPECIALS), 3), dtype=np.int64)
+        quanta = self.quantise(np.concatenate(([self.low], self.edges))).astype(np.int64)
+        squares = quanta * quanta  # at most 2**52
+        known[: self.bins] = np.stack(
+            (quanta, squares >> WORD_BITS, squares & ((1 << WORD_BITS) - 1)), axis=1
+        )
+        return known
+
+    @cached_property
+    def _unit(self) -> float | None:
+        """The value of a quantum; ``None`` if that is not exact. Where it is, to divide by it rounds as to divide by the scale does."""
+        unit = self.scale / (1 << QUANTUM_BITS)
+        return unit if unit * (1 << QUANTUM_BITS) == self.scale else None
 
     def _quantum(self, value: float) -> float:
         return (value - self.center) / self.scale * (1 << QUANTUM_BITS)
 
     def _quanta(self, values: Floats, *, clip: bool) -> Floats:
         quanta = values - self.center
-        quanta /= self.scale
-        quanta *= 1 << QUANTUM_BITS
+        if self._unit is not None:
+            quanta /= self._unit
+        else:
+            quanta /= self.scale
+            quanta *= 1 << QUANTUM_BITS
         np.rint(quanta, out=quanta)
         return np.clip(quanta, -CLIP, CLIP, out=quanta) if clip else quanta
 
@@ -175,6 +193,9 @@ class NumericBins:
             steps = values - self.low
             steps /= self.step
             steps -= np.rint(steps)
+            # No term passes the sum of squares; what is on the lattice is off by rounding alone, far below a half.
+            if square_sum(steps) <= ON_LATTICE**2 / 2:
+                return None
             np.abs(steps, out=steps)
             off = steps > ON_LATTICE
         elif self.grid is not None:

@@ -25,12 +25,12 @@ from monitor.spec import ModelSpec
 
 Share = Literal["distributions", "rates", "panes", "shift", "change", "performance"]
 SHARES: Final[Mapping[Share, float]] = {
-    "distributions": 0.45,  # PSI and KS of closed windows
-    "rates": 0.10,  # missing, wrong type, off the grid, unseen, out of range, of closed windows
-    "panes": 0.10,  # the same of each pane: broken data should not wait
-    "shift": 0.15,  # the mean of a field against the reference, watched from pane to pane
-    "change": 0.05,  # the mean of a field against its own past
-    "performance": 0.15,  # accuracy of labelled windows, and the error stream
+    "distributions": 0.60,  # PSI and KS of closed windows
+    "rates": 0.09,  # missing, wrong type, off the grid, unseen, out of range, of closed windows
+    "panes": 0.07,  # the same of each pane: broken data should not wait
+    "shift": 0.12,  # the mean of a field against the reference, watched from pane to pane
+    "change": 0.02,  # the mean of a field against its own past
+    "performance": 0.10,  # accuracy of labelled windows, and the error stream
 }
 MAX_LEVEL: Final = 0.05  # a generous budget over few windows is no reason to believe anything
 WHOLE_MODEL: Final = 0.5

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from monitor import laws
@@ -25,8 +26,16 @@ from monitor.binning import FLAGS, SPECIALS, CategoricalBins, Floats, Ints, Nume
 from monitor.distances import JEFFREYS, group_equal_mass, ks, psi
 from monitor.laws import KS_QUANTILES, NODES
 from monitor.profile import Field, Layout
+from monitor.rates import (
+    LARGEST_CORRELATION,
+    intra_window_correlation,
+    largest_likely,
+    tail_probabilities,
+)
 from monitor.scatter import FEW, INDEPENDENT, Scatter, learn
 from monitor.spec import WindowSpec
+
+Bools = npt.NDArray[np.bool_]
 
 RATES: Final = ("missing", "wrong_type", "non_finite", "off_grid", "unseen", "out_of_range")
 QUALITY_RATES: Final = RATES[
@@ -57,7 +66,7 @@ class Null:
         psi_scatter, ks_scatter: dependence of PSI, and of the squared KS statistic.
         mean_deff: ``(fields,)`` design effect of the mean, by two standard errors on the safe side.
         rate_counts: ``(fields, rates)`` events of the reference with that defect, as expected in a new window.
-        rate_deff: ``(fields, rates)`` design effect of that count.
+        rate_correlation: ``(fields, rates)`` how alike the events of one window are in it; 0 where they are independent.
     """
 
     m: int
@@ -70,7 +79,7 @@ class Null:
     ks_scatter: Scatter
     mean_deff: Floats
     rate_counts: Floats
-    rate_deff: Floats
+    rate_correlation: Floats
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form that round-trips exactly."""
@@ -143,23 +152,31 @@ class Null:
         """``ks_p_values`` of one field."""
         return float(self.ks_p_values(n, np.full(len(self.values), value))[field])
 
-    def rate_limit(self, n: int, alpha: float) -> Floats:
-        """``(fields, rates)`` share of ``n`` events passed with probability ``alpha``; see ``laws.count_limits``.
+    def rate_limit(self, n: int, alpha: float, where: Bools | None = None) -> Floats:
+        """``(fields, rates)`` share of ``n`` events passed with probability ``alpha``; see ``monitor.rates``.
 
-        Counts are whole: the level that is attained is the largest that a count has, at most ``alpha``.
+        Counts are whole: the level that is attained is the largest that a count has, at most ``alpha``. Only ``where`` it is asked for; elsewhere 0.
         """
-        x, deff = self.rate_counts.ravel(), self.rate_deff.ravel()
-        kinds, which = np.unique(np.stack((x, deff), axis=1), axis=0, return_inverse=True)
-        limits = laws.count_limits(n, kinds[:, 0], self.m, kinds[:, 1], alpha)
-        return np.asarray(limits[which.ravel()].reshape(self.rate_counts.shape) / n)
+        limits = np.zeros(self.rate_counts.shape)
+        wanted = np.ones(limits.shape, dtype=bool) if where is None else where
+        if n > 0 and wanted.any():
+            kinds, which = np.unique(
+                np.stack((self.rate_counts[wanted], self.rate_correlation[wanted]), axis=1),
+                axis=0,
+                return_inverse=True,
+            )
+            found = largest_likely(n, kinds[:, 0], self.m, kinds[:, 1], alpha)
+            limits[wanted] = found[which.ravel()] / n
+        return limits
 
     def rate_p_values(self, n: int, counts: Ints) -> Floats:
         """``(fields, rates)`` probability of at least ``counts`` of ``n`` events; 1 where there are none."""
         p = np.ones(self.rate_counts.shape)
         some = np.asarray(counts) > 0
         if some.any():
-            x, deff = self.rate_counts[some], self.rate_deff[some]
-            p[some] = laws.count_p_values(n, np.asarray(counts)[some], x, self.m, deff)
+            x, correlation = self.rate_counts[some], self.rate_correlation[some]
+            found = np.asarray(counts)[some].astype(np.float64)
+            p[some] = tail_probabilities(n, found, x, self.m, correlation)
         return p
 
     def _psi_law(self, n: float | Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
@@ -240,8 +257,13 @@ class _Past:
         counts = rate_counts(self._layout, tiles)
         for i, f in enumerate(self._layout.fields):
             _expect_new_values(counts, i, f, tiles)
-        shape = counts.shape[1:]
-        deff = [_rate_deff(column, n) for column in counts.reshape(len(counts), -1).T]
+        expected = counts.sum(axis=0).astype(np.float64)
+        alike = np.array([_correlation(column, n) for column in counts.reshape(len(counts), -1).T])
+        correlation = alike.reshape(expected.shape)
+        mean_deff = np.array([_mean_deff(f, self._total, tiles) for f in self._layout.fields])
+        for i, f in enumerate(self._layout.fields):
+            if isinstance(f.bins, NumericBins):
+                _expect_records(expected[i], correlation[i], f.bins, mean_deff[i], float(n.mean()))
         scatter = [self._scatter(f, length) for f in self._fields]
         fields = len(self._fields)
         return Null(
@@ -253,11 +275,9 @@ class _Past:
             ks_squares=_table([f.ks_squares for f in self._fields], fields, 1)[..., 0],
             psi_scatter=Scatter.of(np.array([s[0] for s in scatter])),
             ks_scatter=Scatter.of(np.array([s[1] for s in scatter])),
-            mean_deff=np.array(
-                [_mean_deff(f, self._total, tiles) for f in self._layout.fields], dtype=np.float64
-            ),
-            rate_counts=counts.sum(axis=0).astype(np.float64),
-            rate_deff=np.array(deff, dtype=np.float64).reshape(shape),
+            mean_deff=mean_deff,
+            rate_counts=expected,
+            rate_correlation=correlation,
         )
 
     def _at(self, length: int) -> Ints:
@@ -453,6 +473,21 @@ def _expect_new_values(counts: Ints, i: int, f: Field, tiles: Ints) -> None:
                 )
 
 
+def _expect_records(
+    expected: Floats, correlation: Floats, bins: NumericBins, mean_deff: float, n: float
+) -> None:
+    """Values beyond the range of all others: one at either end of a continuous feature, as long a run of them as its memory.
+
+    The bins hide how far out the outermost values lie, and a reference has but two runs of records to learn from. So the records of a feature
+    are taken to be as alike within a window as its values are.
+    """
+    kind = RATES.index("out_of_range")
+    if bins.step is None and bins.grid is None:
+        expected[kind] = max(expected[kind], 2.0)
+    memory = (mean_deff - 1) / max(n - 1, 1.0)
+    correlation[kind] = min(max(correlation[kind], memory), LARGEST_CORRELATION)
+
+
 def _rate_deff(counts: Ints, n: Floats) -> float:
     """Design effect of a defect counted per tile: 1 unless its scatter is surprising."""
     rate = float(counts.sum()) / max(float(n.sum()), 1.0)
@@ -464,3 +499,8 @@ def _rate_deff(counts: Ints, n: Floats) -> float:
     k = len(n)
     deff = float(excess.sum()) / (k - 1)
     return min(deff, max(1.0, float(n.mean()))) if deff > 1 + _SURPRISING * error else 1.0
+
+
+def _correlation(counts: Ints, n: Floats) -> float:
+    """Intra-window correlation of a defect: 0 unless its scatter is surprising."""
+    return intra_window_correlation(counts, n) if _rate_deff(counts, n) > 1 else 0.0

@@ -14,17 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from monitor.binning import Encoded, Ints, Raw, category_text
+from monitor.counting import Grouping, profile_groupings
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.events import Event
-from monitor.profile import (
-    LATENCY,
-    PREDICTION,
-    SCORE,
-    Grouping,
-    Layout,
-    Profile,
-    profile_groupings,
-)
+from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile
 
 OTHER_SEGMENT: Final = "__other__"
 RESERVED: Final = frozenset(

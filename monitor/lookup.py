@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from monitor.raw import Codes, Floats
 
 MAX_CELLS: Final = 4_096  # 32 KiB: stays in the first-level cache beside the values
 MAX_MANTISSA_BITS: Final = 12
-CHUNK: Final = (
-    1 << 14
-)  # values at a time: 384 KiB of scratch and columns, within a second-level cache
 _MANTISSA: Final = 52
+_MAX_NARROW: Final = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +37,7 @@ class Lookup:
         start: ``(cells,)`` edges in lower cells.
         probes: the edges, then NaN, which no value has reached.
         rounds: comparisons per value.
+        narrow: ``start`` of up to 255 edges, at most one a cell; ``inside``: ``(cells,)`` this one, or the next above. ``None`` for other edges.
     """
 
     anchor: float
@@ -46,6 +46,8 @@ class Lookup:
     start: Codes
     probes: Floats
     rounds: int
+    narrow: npt.NDArray[np.uint8] | None = None
+    inside: Floats | None = None
 
     @classmethod
     def of(cls, edges: Floats) -> Lookup:
@@ -64,17 +66,30 @@ class Lookup:
         rounds, _, mantissa, first, inside = min(tables, key=lambda table: table[:3])
         start = np.concatenate(([0], np.cumsum(inside)[:-1])).astype(np.intp)
         probes = np.concatenate((edges, np.full(1 << rounds, np.nan)))
-        return cls(float(edges[0]), _MANTISSA - mantissa, first, start, probes, rounds)
+        table = (float(edges[0]), _MANTISSA - mantissa, first, start, probes, rounds)
+        if rounds > 1 or len(edges) > _MAX_NARROW:
+            return cls(*table)
+        return cls(*table, start.astype(np.uint8), probes[start])
 
-    def codes(self, values: Floats) -> Codes:
-        """``(n,)`` how many edges are at or below each value; of NaN any such number.
+    def cells(self, values: Floats) -> Codes:
+        """``(n,)`` the cell of each value; outside ``start`` where it is outside the table.
 
         A difference may overflow, to an infinity of the right sign: the caller ignores the warning.
         """
-        probe = values - self.anchor
-        key = probe.view(np.int64)  # the same memory: keys are read before probes are written
+        key = (values - self.anchor).view(np.int64)
         key >>= self.shift
         key -= self.first
+        return key
+
+    def codes(self, values: Floats) -> Codes:
+        """``(n,)`` how many edges are at or below each value; of NaN any such number."""
+        key = self.cells(values)
+        if self.narrow is not None and self.inside is not None:
+            # Bytes add without a cast, which takes longer than the comparison.
+            bytes_ = self.narrow.take(key, mode="clip")
+            bytes_ += (values >= self.inside.take(key, mode="clip")).view(np.uint8)
+            return bytes_.astype(np.intp)
+        probe = key.view(np.float64)  # the same memory: keys are read before probes are written
         # Outside the table is the nearest cell; what lies below the anchor has its sign bit set, and so a negative key.
         codes = self.start.take(key, mode="clip")
         reached = np.empty(len(values), dtype=bool)
@@ -85,3 +100,32 @@ class Lookup:
             np.greater_equal(values, probe, out=reached)
             codes += reached if step == 1 else np.multiply(reached, step, out=key)
         return codes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """Where a value stands among few that a feature has.
+
+    Attributes:
+        values: ``(n,)`` these values, ascending.
+        lookup: a table in front of them, of one value a cell.
+        last: ``(cells,)`` the last of them in a cell or below it.
+    """
+
+    values: Floats
+    lookup: Lookup
+    last: Codes
+
+    @classmethod
+    def of(cls, values: Floats) -> Points | None:
+        """The table of strictly increasing, finite ``values``; ``None`` if they are too close together for one a cell."""
+        lookup = Lookup.of(values)
+        if lookup.rounds > 1:
+            return None
+        last = np.append(lookup.start[1:], len(values)) - 1
+        return cls(values, lookup, last.astype(np.intp))
+
+    def codes(self, values: Floats) -> Codes | None:
+        """``(n,)`` index of each value; ``None`` if one of them is no point. The table only guesses: what it says is compared."""
+        codes = self.last.take(self.lookup.cells(values), mode="clip")
+        return codes if (self.values.take(codes) == values).all() else None

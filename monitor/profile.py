@@ -12,7 +12,7 @@ profile does not depend on how its events were cut into batches or in which orde
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -22,18 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.binning import (
-    CLIP,
     FLAGS,
-    MAX_NUMERIC_BINS,
     QUANTUM_BITS,
     SPECIALS,
+    WORD_BITS,
     Bins,
-    Codes,
-    Encoded,
     Floats,
     Ints,
     NumericBins,
-    Raw,
     digest,
     from_dict,
     to_dict,
@@ -44,14 +40,10 @@ from monitor.vectors import VectorBins, VectorField
 PREDICTION: Final = "$prediction"
 SCORE: Final = "$score"
 LATENCY: Final = "$latency_ms"
-PART_ROWS: Final = 15_000  # 120 kB a column: malloc maps and unmaps memory from 128 KiB on
 UNSEEN_KEPT: Final = 16  # distinct unseen categories kept per field, as a hint for people
-_MOMENTS: Final = 3
-_LOW_BITS: Final = 32
-_LOW_MASK: Final = (1 << _LOW_BITS) - 1
+MOMENTS: Final = 3
+_LOW_MASK: Final = (1 << WORD_BITS) - 1
 _HEAD: Final = 2  # events, events with an error
-_EXACT_BITS: Final = 53  # up to 2**53 a float64 adds whole numbers without rounding
-_EXACT_ROWS: Final = 1 << (_EXACT_BITS - _LOW_BITS)
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Field:
     @cached_property
     def moments(self) -> slice:
         """Sum of q; sum of squares, high and low word."""
-        return slice(self.flags.stop, self.flags.stop + _MOMENTS)
+        return slice(self.flags.stop, self.flags.stop + MOMENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +176,7 @@ class Layout:
     def normalise(self, vectors: Ints) -> Ints:
         """Carry the low words of ``(..., size)`` in place: the canonical form, so that equal sums are equal bytes."""
         at = self._carries
-        vectors[..., at - 1] += vectors[..., at] >> _LOW_BITS
+        vectors[..., at - 1] += vectors[..., at] >> WORD_BITS
         vectors[..., at] &= _LOW_MASK
         return vectors
 
@@ -303,19 +295,7 @@ class Profile:
         return Profile(layout, vector, hints)
 
 
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """A way to divide the rows of a batch: ``group`` is ``(n,)``, each in ``[0, groups)``."""
-
-    group: Codes
-    groups: int
-
-    def part(self, rows: slice | Codes) -> Grouping:
-        """The same of some of the rows."""
-        return Grouping(self.group[rows], self.groups)
-
-
-_TO_MOMENTS: Final = len(SPECIALS) + len(FLAGS) + np.arange(_MOMENTS)
+_TO_MOMENTS: Final = len(SPECIALS) + len(FLAGS) + np.arange(MOMENTS)
 _NOTHING: Final = (0, 0.0, 0.0)
 
 
@@ -323,151 +303,12 @@ def _moments(n: int, s1: int, high: int, low: int) -> tuple[int, float, float]:
     """``(n, mean, M2)`` from sums of q and of its squares."""
     if n == 0:
         return _NOTHING
-    s2 = (high << _LOW_BITS) + low
+    s2 = (high << WORD_BITS) + low
     # Integer arithmetic to the end: n * s2 - s1 * s1 has no cancellation error.
     return n, s1 / n / (1 << QUANTUM_BITS), (n * s2 - s1 * s1) / n / (1 << 2 * QUANTUM_BITS)
 
 
-def profile_groups(
-    layout: Layout,
-    columns: Mapping[str, Encoded],
-    errors: npt.NDArray[np.bool_],
-    group: Codes,
-    groups: int,
-) -> list[Profile]:
-    """One profile per group of the rows of a batch, from columns that are encoded already; see ``profile_groupings``.
-
-    Raises:
-        ValueError: the layout has vectors, whose numbers encoded columns no longer hold.
-    """
-    if layout.vectors:
-        raise ValueError("vectors are counted from raw columns: profile_groupings")
-    rows = Grouping(group, groups)
-    tally = _Tally(layout, errors, rows)
-    for f in layout.fields:
-        tally.add(f, columns[f.name], rows)
-    return tally.profiles()
-
-
-def profile_groupings(
-    layout: Layout,
-    column: Callable[[str], Raw],
-    errors: npt.NDArray[np.bool_],
-    groupings: Sequence[Grouping],
-) -> list[list[Profile]]:
-    """For each grouping of the rows of a batch, a profile per group.
-
-    Args:
-        layout: the model's binning.
-        column: the raw column of a feature or an output, ``n`` rows; asked once per field, and again for vectors.
-        errors: ``(n,)`` whether the event carried an error.
-        groupings: ways to divide the rows, as by pane and by segment.
-
-    Cost: O(fields * (n + groups * bins)); a loop over fields and parts of ``PART_ROWS``, never over rows. One part of one column is encoded at
-    a time, so the next one gets its memory while that is in the cache: fresh pages cost more than the counting does.
-    """
-    tallies = [_Tally(layout, errors, grouping) for grouping in groupings]
-    # A part costs groups * bins beside its rows: of many groups the parts are larger.
-    step = max([PART_ROWS, *(MAX_NUMERIC_BINS * grouping.groups for grouping in groupings)])
-    cuts = [slice(at, at + step) for at in range(0, len(errors), step)]
-    parts = [(cut, [grouping.part(cut) for grouping in groupings]) for cut in cuts]
-    for f in layout.fields:
-        raw = column(f.name)
-        for cut, rows in parts:
-            encoded = f.bins.encode(raw[cut])
-            for tally, part in zip(tallies, rows, strict=True):
-                tally.add(f, encoded, part)
-    for v in layout.vectors:
-        counted = v.bins.count(column, [(rows.group, rows.groups) for rows in groupings])
-        for tally, part_of_vector in zip(tallies, counted, strict=True):
-            tally.add_vector(v, part_of_vector)
-    return [tally.profiles() for tally in tallies]
-
-
-class _Tally:
-    """The profiles of one grouping. Mutable: they are being counted."""
-
-    def __init__(self, layout: Layout, errors: npt.NDArray[np.bool_], rows: Grouping) -> None:
-        self._layout = layout
-        self._vectors = np.zeros((rows.groups, layout.size), dtype=np.int64)
-        self._vectors[:, 0] = np.bincount(rows.group, minlength=rows.groups)
-        self._vectors[:, 1] = np.bincount(rows.group[errors], minlength=rows.groups)
-        self._unseen: list[dict[str, dict[str, int]]] = [{} for _ in range(rows.groups)]
-
-    def add(self, f: Field, column: Encoded, rows: Grouping) -> None:
-        width = f.classes.stop - f.classes.start
-        self._vectors[:, f.classes] += _count(column.codes, width, rows)
-        if column.flags is not None:
-            flagged = np.flatnonzero(column.flags)
-            which = column.flags[flagged] - 1
-            self._vectors[:, f.flags] += _count(which, len(FLAGS), rows.part(flagged))
-        if column.quanta is not None:
-            self._vectors[:, f.moments] += _sums(column.quanta, rows)
-        elif column.unseen:
-            _count_unseen(self._unseen, f, column, rows.group)
-
-    def add_vector(self, f: VectorField, counted: Ints) -> None:
-        self._vectors[:, f.place] += counted
-
-    def profiles(self) -> list[Profile]:
-        self._layout.normalise(self._vectors)
-        return [
-            Profile(self._layout, vector, {name: _keep(texts) for name, texts in unseen.items()})
-            for vector, unseen in zip(self._vectors, self._unseen, strict=True)
-        ]
-
-
-def _count(codes: Codes, width: int, rows: Grouping) -> Ints:
-    """``(groups, width)`` how often each code below ``width`` occurs."""
-    if rows.groups > 1:
-        codes = rows.group * width + codes
-    counts: Ints = np.bincount(codes, minlength=rows.groups * width)
-    return counts.reshape(rows.groups, width)
-
-
-def _sums(quanta: Floats, rows: Grouping) -> Ints:
-    """``(groups, 3)`` exact sums of whole numbers up to ``CLIP``, and of their squares.
-
-    Floating point adds whole numbers exactly while no sum passes 2**53, in any order: of ``_EXACT_ROWS`` numbers none can. A sum of squares
-    below 2**52 has not come near it; from there on the squares are summed in words of 32 bits.
-    """
-    if len(quanta) > _EXACT_ROWS:
-        head, tail = slice(_EXACT_ROWS), slice(_EXACT_ROWS, None)
-        return _sums(quanta[head], rows.part(head)) + _sums(quanta[tail], rows.part(tail))
-    high, low = np.zeros(1), _add_squares(quanta, rows)
-    if low.max() >= 1 << _EXACT_BITS - 1:
-        squares = quanta * quanta  # at most 2**52
-        words = np.floor(squares / (1 << _LOW_BITS))
-        squares -= words * (1 << _LOW_BITS)
-        high, low = _add(words, rows), _add(squares, rows)
-    sums = np.empty((rows.groups, _MOMENTS), dtype=np.int64)
-    sums[:, 0], sums[:, 1], sums[:, 2] = _add(quanta, rows), high, low
-    return sums
-
-
-def _add(x: Floats, rows: Grouping) -> Floats:
-    """``(groups,)`` sums."""
-    if rows.groups == 1:
-        return np.add.reduce(x, keepdims=True)
-    return np.bincount(rows.group, weights=x, minlength=rows.groups).astype(np.float64, copy=False)
-
-
-def _add_squares(x: Floats, rows: Grouping) -> Floats:
-    if rows.groups == 1:
-        return np.array([np.einsum("i,i->", x, x)])  # without the squares in memory
-    return _add(x * x, rows)
-
-
-def _count_unseen(
-    into: list[dict[str, dict[str, int]]], f: Field, column: Encoded, group: Codes
-) -> None:
-    rows = np.flatnonzero(column.codes == f.bins.bins - 1)
-    for row, text in zip(rows, column.unseen, strict=True):
-        counts = into[group[row]].setdefault(f.name, {})
-        counts[text] = counts.get(text, 0) + 1
-
-
-def _keep(counts: Mapping[str, int]) -> dict[str, int]:
+def keep_hints(counts: Mapping[str, int]) -> dict[str, int]:
     """The ``UNSEEN_KEPT`` texts with the smallest hash.
 
     A text among the smallest of a union is among the smallest of each part that has it, so its count is exact whatever the merge order.
@@ -489,7 +330,7 @@ def _merge_unseen(
     merged: dict[str, Mapping[str, int]] = {}
     for name in sorted({*a, *b}):
         mine, theirs = a.get(name, {}), b.get(name, {})
-        merged[name] = _keep({t: mine.get(t, 0) + theirs.get(t, 0) for t in {*mine, *theirs}})
+        merged[name] = keep_hints({t: mine.get(t, 0) + theirs.get(t, 0) for t in {*mine, *theirs}})
     return merged
 
 
@@ -505,5 +346,3 @@ _ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")
 _DECODER: Final[Any] = msgspec.msgpack.Decoder(
     tuple[str, tuple[tuple[str, bytes], tuple[str, bytes]], dict[str, dict[str, int]]]
 )
-assert CLIP * CLIP <= 1 << 52
-assert CLIP * _EXACT_ROWS <= 1 << _EXACT_BITS

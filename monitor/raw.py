@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 SPECIALS: Final = ("missing", "nan", "pos_inf", "neg_inf", "wrong_type")
 MAX_CATEGORY_BYTES: Final = 256
+MAX_DOT_ROWS: Final = 10_000
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -64,6 +65,35 @@ class Numbers:
         return special
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A column, encoded.
+
+    Attributes:
+        codes: ``(n,)`` primary class: a bin, or ``bins + index in SPECIALS``.
+        flags: ``(n,)`` 0, or 1 + the index in ``binning.FLAGS``; ``None`` if no value has one.
+        values: ``(n,)`` float64, NaN where the value is in no bin; ``None`` for categoricals. May share the memory of the column.
+        measured: ``(n,)`` whole numbers that the moments sum, 0 where the value is in no bin; ``None`` for categoricals, and if ``known`` has them.
+        known: ``(classes, 3)`` int64, if all values of a bin are the same: its quanta, and their square in two words. The counts are moments then.
+        unseen: text of the values coded ``other``, by row; empty for numerics.
+    """
+
+    codes: Codes
+    flags: Codes | None = None
+    values: Floats | None = None
+    measured: Floats | None = None
+    known: Ints | None = None
+    unseen: Sequence[str] = ()
+
+    @property
+    def quanta(self) -> Floats | None:
+        """``(n,)`` what the moments sum; ``None`` for categoricals."""
+        if self.known is None:
+            return self.measured
+        quanta: Floats = self.known[self.codes, 0].astype(np.float64)
+        return quanta
+
+
 def numbers(raw: Raw) -> Numbers:
     """The numbers of a column. O(n); of a column of 64-bit floats without gaps, O(1)."""
     if isinstance(raw, pa.Array):
@@ -75,6 +105,12 @@ def numbers(raw: Raw) -> Numbers:
             return _numbers_one_by_one(raw)
         return Numbers(values, _is_none(raw) if np.isnan(values).any() else None)
     return _numbers_one_by_one(raw)
+
+
+def square_sum(x: Floats) -> float:
+    """Sum of squares, without the squares in memory."""
+    # BLAS is twice as fast as einsum; above these rows OpenBLAS wakes other threads, which costs more than it gives.
+    return float(x.dot(x) if len(x) <= MAX_DOT_ROWS else np.einsum("i,i->", x, x))
 
 
 def finite_values(raw: Raw) -> Floats:

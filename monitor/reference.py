@@ -21,9 +21,10 @@ from monitor.binning import Bins, Codes, Floats, Raw
 from monitor.calibration import PSI_GROUPS, Null, calibrate, rate_design_effect
 from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.comparison import Comparison
+from monitor.counting import Grouping
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.mmd import MmdNull, Spectrum, calibrate_vectors
-from monitor.profile import LATENCY, PREDICTION, SCORE, Grouping, Layout, Profile
+from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile
 from monitor.raw import finite_values
 from monitor.spec import ModelSpec, WindowSpec
 from monitor.vectors import VectorColumns, VectorSample
@@ -36,7 +37,7 @@ TOP_SEGMENTS: Final = 32
 VECTOR_CELLS: Final = 1 << 22  # numbers kept per vector: 32 MiB, 2,048 embeddings of 2,048
 SPECTRUM_ROWS: Final = 4_096  # a covariance of 256 numbers to 2 %
 _OUTPUTS: Final = (PREDICTION, SCORE, LATENCY)
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 # What reading a form of any shape may raise.
 _DAMAGE: Final = (

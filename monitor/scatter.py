@@ -102,8 +102,11 @@ class Scatter:
         tail = self.start + (self.total * np.expm1(wide)) ** (1 / self.power)
         body = self.start * np.log(alpha) / np.log(self.share)
         score = np.minimum(np.where(alpha < self.share, tail, body), _LAST_SCORE)
-        found = place + shape * scale * _f_isf(np.exp(-score), shape, self.tiles)
-        return np.where(self.dependent, np.maximum(found, 0.0), 0.0)
+        limits = np.zeros(self.between.shape)
+        on = self.dependent  # an inverse costs 20 us a field
+        found = _f_isf(np.exp(-score[on]), shape[on], self.tiles[on])
+        limits[on] = np.maximum(place[on] + (shape * scale)[on] * found, 0.0)
+        return limits
 
 
 INDEPENDENT: Final = np.array([0.0, 1.0, 1.0, 1.0, 0.5, 0.0, 1.0, 1.0])

@@ -13,14 +13,15 @@ from scipy import special
 
 from monitor.binning import NumericBins
 from monitor.budget import Levels, benjamini_hochberg
-from monitor.calibration import PSI_GROUPS, QUALITY_RATES, RATES, Null, rate_counts
+from monitor.calibration import QUALITY_RATES, RATES, Null, rate_counts
 from monitor.mmd import Finding, find
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
 from monitor.wire import Performance, Verdict, VerdictKind
 
-MIN_PSI: Final = 20 * PSI_GROUPS  # the gamma form holds from about 20 expected events per group
-MIN_KS: Final = 50
+MIN_VALUES: Final = (
+    50  # from here on the null laws of PSI and KS were measured, with up to 20 groups
+)
 MIN_RATE: Final = 5
 MIN_LABELLED: Final = 100
 # Of millions of events a tenth of a percent is significant, and nobody's night: below 1 in 200 more than usual nothing is a breach.
@@ -66,7 +67,7 @@ def judge_pane(
     null = reference.nulls.get(segment, {}).get(size_ms)
     if null is None or profile.n < MIN_RATE:
         return []
-    found = _judge_rates(null, profile, levels.pane, QUALITY_RATES)
+    found = _judge_rates(null, profile, levels.pane, QUALITY_RATES, breaches_only=True)
     return [v for v in found if v.status == "breach" and v.kind == "data_quality"]
 
 
@@ -122,9 +123,11 @@ def _judge_distributions(
     found = reference.comparison(segment)(profile.vector)
     present = null.values > 0
     numeric = np.array([isinstance(f.bins, NumericBins) for f in profile.layout.fields])
-    psi_p = np.where(present & (found.n >= MIN_PSI), null.psi_p_values(found.n, found.psi), np.nan)
+    psi_p = np.where(
+        present & (found.n >= MIN_VALUES), null.psi_p_values(found.n, found.psi), np.nan
+    )
     ks_p = np.where(
-        present & numeric & (found.n >= MIN_KS), null.ks_p_values(found.n, found.ks), np.nan
+        present & numeric & (found.n >= MIN_VALUES), null.ks_p_values(found.n, found.ks), np.nan
     )
     of_vectors = np.array([v.p_value for v in vectors])
     alpha = benjamini_hochberg(np.concatenate((psi_p, ks_p, of_vectors)), level)
@@ -169,18 +172,27 @@ def _verdict(
 
 
 def _judge_rates(
-    null: Null, profile: Profile, level: float, names: tuple[str, ...]
+    null: Null,
+    profile: Profile,
+    level: float,
+    names: tuple[str, ...],
+    *,
+    breaches_only: bool = False,
 ) -> list[Verdict]:
-    """Rates are judged where the defect occurs: the rest is zero, which no limit is below."""
+    """One family; told where the defect occurs: the rest is zero, which no limit is below. A limit costs more than its p-value."""
     n = profile.n
     if n < MIN_RATE:
         return [_no_data("", "rates", n, kind="data_quality")]
-    counts = rate_counts(profile.layout, profile.vector)[:, : len(names)]
+    counts = rate_counts(profile.layout, profile.vector)
+    counts[:, len(names) :] = 0
     if not counts.any():
         return []
-    limits = null.rate_limit(n, level / (len(counts) * len(names)))
+    p = null.rate_p_values(n, counts)
+    alpha = benjamini_hochberg(p[:, : len(names)], level)
+    told = (p <= alpha) & (counts > 0) if breaches_only else counts > 0
+    limits = null.rate_limit(n, alpha, where=told)
     verdicts = []
-    for i, j in zip(*np.nonzero(counts), strict=True):
+    for i, j in zip(*np.nonzero(told), strict=True):
         f = profile.layout.fields[i]
         usual = float(null.rate_counts[i, j]) / null.m
         rate = float(counts[i, j]) / n
@@ -193,7 +205,7 @@ def _judge_rates(
                 status="breach" if rate > limit else "ok",
                 value=rate,
                 limit=limit,
-                p_value=None,
+                p_value=_p(float(p[i, j])),
                 n=n,
                 evidence={"reference": usual, **_unseen(profile, f, names[j])},
             )

@@ -22,10 +22,10 @@ import pyarrow as pa
 from monitor import wire
 from monitor.binning import Codes, Ints
 from monitor.columns import OTHER_SEGMENT, Columns, encode_sample, from_events
+from monitor.counting import Grouping
 from monitor.errors import InvalidEventError
 from monitor.events import Event, Limits, decode_message
 from monitor.panes import SourceMark
-from monitor.profile import Grouping
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.tables import value_text

@@ -44,6 +44,8 @@ def test_every_command_is_known_to_these_tests() -> None:
         ".venv/bin/driftline apply churn.yaml",  # here
         ".venv/bin/driftline doctor",  # here
         ".venv/bin/driftline ledger",  # here
+        ".venv/bin/driftline backtest --model churn --budget 1/7d --psi 0.1 --ks-p 0.05 --incidents known.csv",  # tests/streams/test_backtest.py
+        ".venv/bin/driftline budget",  # here
         "docker compose up --build --detach",  # tests/test_compose.py
     }
     assert set(COMMANDS) == tested
@@ -99,7 +101,8 @@ def _wait(stack: Stack, what: str, look: Any) -> Any:
 def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Path) -> None:
     (spec,) = (block for block in blocks("yaml") if block.startswith("# churn.yaml"))
     (tmp_path / "churn.yaml").write_text(spec.replace("env:SLACK_WEBHOOK", "env:NOWHERE"))
-    apply, doctor, ledger = (c for c in COMMANDS if c.startswith(".venv/bin/driftline"))
+    own = [c for c in COMMANDS if c.startswith(".venv/bin/driftline") and "backtest" not in c]
+    apply, doctor, ledger, budget = own
     applied = _driftline(stack, apply, tmp_path)
     assert applied.returncode == 0, applied.stderr
     assert "churn" in applied.stdout
@@ -132,6 +135,9 @@ def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Pa
     booked = _driftline(stack, ledger, tmp_path)
     assert booked.returncode == 0, booked.stdout + booked.stderr
     assert "3,001" in booked.stdout or "3001" in booked.stdout
+    spent = _driftline(stack, budget, tmp_path)
+    assert spent.returncode == 0, spent.stdout + spent.stderr
+    assert "churn" in spent.stdout
 
 
 def test_the_yaml_in_the_readme_is_a_spec(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from monitor import reference as references
 from monitor.columns import Columns, from_batch
+from monitor.counting import profile_groups
 from monitor.panes import ClosedWindow, SeriesKey
-from monitor.profile import Profile, profile_groups
+from monitor.profile import Profile
 from monitor.reference import Reference
 from monitor.spec import ModelSpec, parse_spec
 

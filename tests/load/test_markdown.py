@@ -26,6 +26,10 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
     assert file.read_text() == TEXT.replace("old\nlines", r"new \1 line")
 
 
+def test_an_empty_block_is_filled() -> None:
+    assert replace_block("<!-- a: x -->\n<!-- /a -->", "a", "b") == "<!-- a: x -->\nb\n<!-- /a -->"
+
+
 @pytest.mark.parametrize("text", ["", TEXT + TEXT], ids=["no block", "two blocks"])
 def test_a_block_that_is_not_there_once_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="there must be one"):

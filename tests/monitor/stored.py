@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from monitor import reference as references
 from monitor.columns import Columns, from_batch
-from monitor.profile import profile_groups
+from monitor.counting import profile_groups
 from monitor.reference import Reference
 from monitor.spec import parse_spec
 from monitor.store import Store

@@ -15,7 +15,8 @@ from monitor.adwin import Adwin, AdwinConfig
 from monitor.binning import cut_numeric
 from monitor.bucket_arrays import Arrays
 from monitor.buckets import Floats, Loops, Rule, Windows
-from monitor.profile import Layout, profile_groups
+from monitor.counting import profile_groups
+from monitor.profile import Layout
 
 RULE = Rule(0.002, 32, 10, 5, np.ones(1))
 FEW, MANY = 3, 11

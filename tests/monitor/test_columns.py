@@ -22,9 +22,10 @@ from monitor.columns import (
     from_batch,
     from_events,
 )
+from monitor.counting import PART_ROWS, Grouping, profile_groups
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.events import Event, Limits, decode_message
-from monitor.profile import LATENCY, PART_ROWS, PREDICTION, SCORE, Grouping, profile_groups
+from monitor.profile import LATENCY, PREDICTION, SCORE
 from tests.monitor.builders import MODEL, NOW, START, body, event, reference
 
 

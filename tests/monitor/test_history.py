@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from monitor import history, store
 from monitor.binning import NumericBins, cut_numeric
+from monitor.counting import profile_groups
 from monitor.history import History, sums_of_quanta
 from monitor.panes import ClosedWindow
-from monitor.profile import Layout, Profile, profile_groups
+from monitor.profile import Layout, Profile
 from monitor.reference import Reference
 from monitor.settings import ClickHouseSettings
 from monitor.store import FOREVER_MS, Store

@@ -96,14 +96,3 @@ def test_where_nearly_all_values_are_equal_small_windows_have_the_tail_of_rare_e
 def test_a_field_with_one_value_has_no_distance_and_an_ordinary_law(weights: list[float]) -> None:
     assert (laws.ks_quantiles(np.array(weights)) == 1).all()
     assert (laws.psi_moments(np.array([5.0]), np.array([5.5])) == 1).all()
-
-
-@pytest.mark.parametrize("deff", [1.0, 20.0])
-def test_many_defects_are_less_likely_than_few(deff: float) -> None:
-    counts = np.arange(1, 200, 7)
-    full = np.full(len(counts), 1.0)
-    p = laws.count_p_values(1_000, counts, 50 * full, 10_000, deff * full)
-    assert (np.diff(p) <= 0).all()
-    limit = laws.count_limits(1_000, np.array([50.0]), 10_000, np.array([deff]), 0.01)[0]
-    assert (p[counts > limit] <= 0.0101).all()
-    assert (p[counts <= limit] >= 0.0099).all()

@@ -14,10 +14,11 @@ import pytest
 from monitor import reference as references
 from monitor.binning import Floats
 from monitor.columns import Columns, decode_sample, encode_sample, from_batch, from_events
+from monitor.counting import Grouping, profile_groups
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.events import Event, Limits, decode_message
 from monitor.mmd import MIN_VECTORS, Finding, find
-from monitor.profile import Grouping, Layout, Profile, profile_groups
+from monitor.profile import Layout, Profile
 from monitor.reference import Reference
 from monitor.spec import ModelSpec, parse_spec
 from monitor.tables import bins_rows, to_table

@@ -27,8 +27,9 @@ from monitor.binning import (
     cut_categorical,
     cut_numeric,
 )
+from monitor.counting import profile_groups
 from monitor.errors import IncompatibleError
-from monitor.profile import PREDICTION, SCORE, UNSEEN_KEPT, Layout, Profile, profile_groups
+from monitor.profile import PREDICTION, SCORE, UNSEEN_KEPT, Layout, Profile
 
 Row = dict[str, Any]
 
@@ -164,6 +165,46 @@ def test_moments_are_exact_sums_of_quanta(rows: list[Row]) -> None:
             )
             spread = sum((q - exact) ** 2 for q in quanta) * unit**2
             assert m2 == pytest.approx(float(spread), rel=1e-12)
+
+
+FEW = {
+    "hours": HOURS,
+    "knots in mph": cut_numeric(np.repeat(np.arange(1, 31) * 1.15, 40)),
+    "no lattice": cut_numeric(np.repeat([-0.0, 0.1, np.pi, 1e9], 400)),
+    "a constant": cut_numeric(np.full(50, 3.25)),
+    "one cell for all": cut_numeric(np.repeat([-1e9, 1.0, 1.0000000000000002, 1.0000000000000004], 99)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bins", FEW.values(), ids=FEW)
+@given(st.data())
+def test_a_bin_of_one_value_is_counted_as_each_of_its_values_is(
+    bins: NumericBins, data: st.DataObject
+) -> None:
+    """Of few known values the moments come from the counts; one value between them, and each is looked at."""
+    points = [bins.low, *bins.edges.tolist()]
+    gaps = st.sampled_from([None, float("nan"), float("inf"), "text"])
+    others = st.floats(-1e10, 1e10) | st.sampled_from(
+        [float(np.nextafter(x, to)) for x in points for to in (-np.inf, np.inf)]
+    )
+    rows = data.draw(st.lists(st.sampled_from(points) | data.draw(st.sampled_from([gaps, others]))))
+    group = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    layout = Layout({"x": bins})
+    profiles = profile_groups(
+        layout, {"x": bins.encode(rows)}, np.zeros(len(rows), bool), np.array(group, np.intp), 3
+    )
+    for i, profile in enumerate(profiles):
+        mine = [x for x, g in zip(rows, group, strict=True) if g == i]
+        values = np.array([x for x in mine if isinstance(x, float) and np.isfinite(x)])
+        s1, high, low = profile.vector[layout.by_name["x"].moments].tolist()
+        quanta = list(map(int, bins.quantise(values)))
+        assert (s1, (high << 32) + low) == (sum(quanta), sum(q * q for q in quanta))
+        codes = np.searchsorted(bins.edges, values, side="right")
+        assert profile.counts("x").tolist() == np.bincount(codes, minlength=bins.bins).tolist()
+        assert profile.special("x", "missing") == mine.count(None)
+        flagged = sum(profile.special("x", flag) for flag in FLAGS)
+        assert np.count_nonzero((values < bins.low) | (values > bins.high)) <= flagged
+        assert flagged <= np.count_nonzero(~np.isin(values, points))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9, -1e12])
