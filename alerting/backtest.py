@@ -9,7 +9,8 @@ A fixed threshold replaces the limits and nothing else, and its verdicts go thro
 of a report is the rule alone. A fixed threshold is about one statistic; a budget also judges rates and changes of the mean.
 
 Blind spots. Panes are not stored: broken data are found when the smallest window closes, not after two panes, and detectors that live on
-panes are fed with the smallest windows. Labels are not replayed, so performance opens nothing and changes no cause.
+panes are fed with the smallest windows. Labels are not replayed, so performance opens nothing and changes no cause. Sums of vectors are not
+stored, so MMD is not replayed and counts as no data.
 """
 
 from __future__ import annotations

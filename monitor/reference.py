@@ -250,6 +250,14 @@ def load(value: bytes) -> tuple[ModelSpec, Reference | None]:
         raise IncompatibleError(f"damaged model record: {type(err).__name__}") from err
 
 
+def spec_of(value: bytes) -> ModelSpec | None:
+    """The spec of a record whose reference ``load`` cannot read; ``None`` if that is damaged as well."""
+    try:
+        return ModelSpec.model_validate(msgspec.json.decode(zlib.decompress(value))["spec"])
+    except (zlib.error, msgspec.MsgspecError, *_DAMAGE):
+        return None
+
+
 class _Draft:
     """First pass: what the columns are. Mutable because it streams; one per build."""
 

@@ -17,6 +17,7 @@ from monitor import wire
 from monitor.columns import decode_sample, feature_names, from_events
 from monitor.errors import DriftlineError
 from monitor.spec import Calibration, ModelSpec
+from streams.models import MAX_RECORD, too_large
 
 _SAMPLE: Final = b"sample/"
 _DONE: Final = b"sampled/"
@@ -25,7 +26,6 @@ MAX_CALIBRATING: Final = (
     200  # models at once: of more, as when names are generated, none is sampled
 )
 MAX_FEATURES: Final = 200  # inferred; a spec may name more
-MAX_RECORD: Final = 900_000  # bytes: brokers take 1 MiB; the rest is for headers
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -113,10 +113,7 @@ def _built(
         # A message of the library may quote values of events; one of ours does not.
         return None, str(err) if isinstance(err, DriftlineError) else type(err).__name__
     if len(record) > MAX_RECORD:
-        return (
-            None,
-            f"the reference has {len(record)} bytes, over {MAX_RECORD}: name fewer features",
-        )
+        return None, too_large(record)
     return record, None
 
 

@@ -237,6 +237,8 @@ class MergeStage(Stage):
             if model is not None and model.reference is not None:
                 effects.writes += state.samples.finish(sample.model)
                 continue
+            if model is not None and model.spec.reference.calibrate is None:
+                continue  # its reference is a file's: the owner has to apply it
             spec = None if model is None else model.spec
             taken = state.samples.add(sample, spec, offset, i)
             effects.writes += taken.writes

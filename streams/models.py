@@ -9,12 +9,13 @@ from typing import Final
 from confluent_kafka import Producer
 
 from monitor import reference as references
-from monitor.errors import TransientError
+from monitor.errors import ConfigError, TransientError
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from streams.clients import KafkaSettings, producer_config
 from streams.topics import Topics
 
+MAX_RECORD: Final = 900_000  # bytes: brokers take 1 MiB; the rest is for headers
 _TIMEOUT_S: Final = 10.0
 
 
@@ -30,17 +31,26 @@ def publish(kafka: KafkaSettings, topics: Topics, model: Model, logger: logging.
     """Write a model's record and wait until the broker has it.
 
     Raises:
+        ConfigError: the record is larger than a broker takes.
         TransientError: the broker did not take it.
     """
+    value = references.dump(model.reference, model.spec)
+    if len(value) > MAX_RECORD:
+        raise ConfigError(too_large(value))
     failures: list[str] = []
     producer = Producer(producer_config(kafka, logger))
     producer.produce(
         topics.models,
         key=model.spec.model,
-        value=references.dump(model.reference, model.spec),
+        value=value,
         on_delivery=lambda error, _: failures.append(error.str()) if error else None,
     )
     if producer.flush(_TIMEOUT_S) or failures:
         raise TransientError(
             f"the broker at {kafka.bootstrap} did not take the model: {'; '.join(failures) or 'no answer'}"
         )
+
+
+def too_large(record: bytes) -> str:
+    """Why a record cannot be published, and what to do."""
+    return f"the reference has {len(record):,} bytes, over {MAX_RECORD:,}: name fewer features or segments"

@@ -186,8 +186,15 @@ class Registry(Lookup):
             try:
                 model = Model(*references.load(value))
             except IncompatibleError as err:
-                logger.warning("model %s left out: %s", name, err)
-                return
+                spec = references.spec_of(value)
+                if spec is None:
+                    logger.warning("model %s left out: %s", name, err)
+                    return
+                # Its owner's budget, segments and targets stay; a reference is never made up in their place.
+                logger.warning(
+                    "model %s has no reference: %s; driftline apply makes it anew", name, err
+                )
+                model = Model(spec, None)
             except Exception as err:  # noqa: BLE001  of one record: the thread serves all models
                 logger.warning("model %s left out: %s", name, type(err).__name__)
                 return

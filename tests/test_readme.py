@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from monitor import store as stores
 from monitor.environment import environment, load
@@ -138,6 +139,14 @@ def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Pa
     spent = _driftline(stack, budget, tmp_path)
     assert spent.returncode == 0, spent.stdout + spent.stderr
     assert "churn" in spent.stdout
+
+
+def test_vectors_in_the_readme_fit_into_a_spec() -> None:
+    from monitor.spec import parse_spec
+
+    (block,) = (block for block in blocks("yaml") if "embedding" in block)
+    parsed = parse_spec({"model": "churn", **yaml.safe_load(block)}, origin="README.md")
+    assert parsed.multivariate == {"place": ("lat", "lon")}
 
 
 def test_the_yaml_in_the_readme_is_a_spec(tmp_path: Path) -> None:

@@ -325,3 +325,16 @@ def test_the_design_effect_of_a_share(
 ) -> None:
     counts = np.array(blocks, dtype=np.int64).reshape(-1, 2)
     assert low <= rate_design_effect(counts, 1) <= high
+
+
+@pytest.mark.parametrize("n", [200, 2_000, 12_500, 10**6])
+def test_two_equal_categories_of_a_short_reference_keep_a_law_at_every_window_size(n: int) -> None:
+    flat = ["a", "b"] * 50
+    layout = Layout({"x": cut_categorical({"a": 50, "b": 50})})
+    group = np.repeat(np.arange(10), 10)
+    blocks = np.array([p.vector for p in profile_groups(layout, {"x": layout.bins["x"].encode(flat)}, np.zeros(100, dtype=bool), group, 10)])  # fmt: skip
+    null = calibrate(layout, blocks, DAY, WINDOWS)[DAY]
+    limits = [null.psi_limit(float(n), alpha)[0] for alpha in (0.05, 1e-3, 1e-6)]
+    assert np.all(np.isfinite(limits))
+    assert np.all(np.diff(limits) > 0)
+    assert 0 < null.psi_p_values(float(n), np.array([0.5]))[0] < 0.05

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -17,12 +18,23 @@ from hypothesis import strategies as st
 
 from monitor import reference as references
 from monitor.binning import CategoricalBins, NumericBins
+from monitor.calibration import RATES
 from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.profile import PREDICTION, SCORE
 from monitor.reference import SAMPLE, TOP_SEGMENTS, Reference, build, dump, load
 from monitor.source import read_source
-from tests.monitor.builders import DAY, HOUR, MODEL, START, columns, past, profile_of, spec
+from tests.monitor.builders import (
+    DAY,
+    HOUR,
+    MODEL,
+    START,
+    columns,
+    past,
+    profile_of,
+    reference,
+    spec,
+)
 
 Write = Callable[[pa.Table, Path], object]
 
@@ -302,3 +314,44 @@ def test_a_wrong_file_is_one_line_without_its_values(
     assert name in message
     assert "\n" not in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("days", [5.0, 4.9, 6.9])
+def test_a_rate_is_the_whole_references_though_its_span_is_no_multiple_of_the_window(
+    days: float,
+) -> None:
+    model = spec(windows={"pane": "1h", "sizes": ["1d"]})
+    rng = np.random.default_rng(3)
+    rows = past(rng, 5_000, span_ms=int(days * DAY))
+    wind = [None if rng.random() < 0.2 else v for v in rows.column("wind").to_pylist()]
+    rows = rows.set_column(
+        rows.schema.get_field_index("wind"), "wind", pa.array(wind, pa.float64())
+    )
+    made = references.build(model, lambda: [columns(rows)])
+    field = [f.name for f in made.layout.fields].index("wind")
+    expected = made.nulls[""][DAY].rate_counts[field, RATES.index("missing")]
+    assert expected == made.profiles[""].special("wind", "missing")
+
+
+def test_a_segment_that_opens_after_the_last_whole_window_is_no_obstacle() -> None:
+    model = spec(windows={"pane": "1h", "sizes": ["1d"]})
+    rows = past(np.random.default_rng(3), 3_000, span_ms=5 * DAY + 12 * HOUR)
+    carriers = rows.column("carrier").to_pylist()
+    rows = rows.set_column(
+        rows.schema.get_field_index("carrier"), "carrier", pa.array([*carriers[:-20], *["ZZ"] * 20])
+    )
+    made = references.build(model, lambda: [columns(rows)])
+    null = made.nulls["carrier=ZZ"][DAY]
+    assert np.isfinite(null.rate_counts).all()
+    assert np.isfinite(null.rate_limit(50, 1e-3)).all()
+
+
+def test_the_spec_of_a_record_with_a_reference_of_another_format_survives() -> None:
+    model = spec(alarm_budget={"false_alarms": 7, "per": "1d"})
+    form = msgspec.json.decode(zlib.decompress(references.dump(reference(model), model)))
+    form["reference"]["format"] = 1
+    record = zlib.compress(msgspec.json.encode(form))
+    with pytest.raises(IncompatibleError, match="reference format 1; this release reads 2"):
+        references.load(record)
+    assert references.spec_of(record) == model
+    assert references.spec_of(b"damaged") is None
