@@ -551,6 +551,15 @@ class TestCalibration:
         assert self.records(runner) == []
         assert set(runner.tables[target]) == {b"chain", b"sampled/new-model"}
 
+    def test_a_model_whose_reference_is_a_files_does_not_make_one_up(self) -> None:
+        """After an upgrade its record holds a spec alone: traffic of today is no substitute for what its owner chose."""
+        chosen = spec(NEW, reference={"file": "january.parquet"})
+        target, runner = partition_of(NEW, PARTITIONS), Runner(known=Known(Model(chosen, None)))
+        for offset, value in enumerate(self.messages()):
+            runner.feed(target, offset, value)
+        assert self.records(runner) == []
+        assert not any(key.startswith(b"sample/") for key in runner.tables[target])
+
     def test_a_reference_that_fits_into_no_record_is_not_sent(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -6,16 +6,18 @@ import logging
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import msgspec
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from monitor import reference as references
-from monitor.errors import TransientError
+from monitor.errors import ConfigError, TransientError
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from streams.clients import KafkaSettings
@@ -130,6 +132,26 @@ def test_a_record_that_cannot_be_read_is_left_out_with_a_word(
     bench.publish(model())
     assert list(started(bench).all()) == [MODEL]
     assert "model damaged left out: damaged model record" in caplog.text
+
+
+def test_a_reference_of_another_release_leaves_the_spec_and_says_what_to_do(
+    embedded_broker: str, started: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench, chosen = Bench(embedded_broker), spec(alarm_budget={"false_alarms": 7, "per": "1d"})
+    form = msgspec.json.decode(zlib.decompress(references.dump(reference(chosen), chosen)))
+    form["reference"]["format"] = 1
+    bench.produce(MODEL, zlib.compress(msgspec.json.encode(form)))
+    assert started(bench).newest(MODEL) == Model(chosen, None)
+    assert "driftline apply makes it anew" in caplog.text
+
+
+def test_a_record_over_what_a_broker_takes_is_refused_before_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streams.models.MAX_RECORD", 500)
+    nowhere = KafkaSettings("127.0.0.1:1")
+    with pytest.raises(ConfigError, match="over 500: name fewer features or segments"):
+        publish(nowhere, Topics(), Model(spec(), reference()), LOGGER)
 
 
 def test_a_record_that_breaks_its_reader_does_not_end_the_thread(
