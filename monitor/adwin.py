@@ -23,11 +23,8 @@ import numpy.typing as npt
 
 from monitor.bucket_arrays import Arrays
 from monitor.buckets import LARGEST, Loops, Rule, Windows
-from monitor.errors import IncompatibleError
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from monitor.moments import Bools, Floats, Ints, per_feature
+from monitor.snapshots import seal, unseal
 
 SNAPSHOT_VERSION: Final = 1
 _FEW: Final = 6  # up to so many features, Python on floats is faster than numpy
@@ -134,8 +131,8 @@ class Adwin:
         if features < 0:
             raise ValueError(f"features is a number of features, not {features}")
         self.config = config or AdwinConfig()
-        self.design_effect = _per_feature(design_effect, features, "design_effect", least=1.0)
-        self.tolerance = _per_feature(tolerance, features, "tolerance", least=0.0)
+        self.design_effect = per_feature(design_effect, features, "design_effect", least=1.0)
+        self.tolerance = per_feature(tolerance, features, "tolerance", least=0.0)
         rule = Rule(
             self.config.delta,
             self.config.clock,
@@ -232,16 +229,15 @@ class Adwin:
         floats = (self.design_effect, self.tolerance, *self._windows.sums())
         filled = self._windows.filled()
         buckets = [self._windows.buckets(row) for row in range(self.features)]
-        return bytes([SNAPSHOT_VERSION]) + msgspec.msgpack.encode(
-            _Snapshot(
-                self.config,
-                self.features,
-                filled.shape[1],
-                np.stack(floats).astype("<f8").tobytes(),
-                filled.astype("<i4").tobytes(),
-                np.concatenate((np.empty((3, 0)), *buckets), axis=1).astype("<f8").tobytes(),
-            )
+        saved = _Snapshot(
+            self.config,
+            self.features,
+            filled.shape[1],
+            np.stack(floats).astype("<f8").tobytes(),
+            filled.astype("<i4").tobytes(),
+            np.concatenate((np.empty((3, 0)), *buckets), axis=1).astype("<f8").tobytes(),
         )
+        return seal(SNAPSHOT_VERSION, saved)
 
     @classmethod
     def restore(cls, body: bytes) -> Adwin:
@@ -250,18 +246,15 @@ class Adwin:
         Raises:
             IncompatibleError: damaged, or of another version.
         """
-        if body[:1] != bytes([SNAPSHOT_VERSION]):
-            raise IncompatibleError(
-                f"detector snapshot of version {body[:1].hex() or 'none'}; this release reads {SNAPSHOT_VERSION:02x}"
-            )
-        try:
-            saved = _SNAPSHOT.decode(memoryview(body)[1:])
-            floats = np.frombuffer(saved.floats, "<f8").reshape(5, saved.features)
-            effect, tolerance = floats[:2]
-            detector = cls(saved.features, saved.config, design_effect=effect, tolerance=tolerance)
-            detector._windows.load(floats[2:], *saved.structure())
-        except (msgspec.MsgspecError, ValueError, IndexError) as err:
-            raise IncompatibleError("damaged detector snapshot") from err
+        return unseal("detector", SNAPSHOT_VERSION, body, cls._revive)
+
+    @classmethod
+    def _revive(cls, state: memoryview) -> Adwin:
+        saved = _SNAPSHOT.decode(state)
+        floats = np.frombuffer(saved.floats, "<f8").reshape(5, saved.features)
+        effect, tolerance = floats[:2]
+        detector = cls(saved.features, saved.config, design_effect=effect, tolerance=tolerance)
+        detector._windows.load(floats[2:], *saved.structure())
         return detector
 
 
@@ -306,10 +299,3 @@ def _clear_empty(pane: Floats) -> None:
         raise ValueError(
             f"mean and m2 must be finite, at most {LARGEST:g}, and m2 not negative, where n > 0"
         )
-
-
-def _per_feature(values: npt.ArrayLike, features: int, name: str, *, least: float) -> Floats:
-    array = np.array(np.broadcast_to(np.asarray(values, dtype=np.float64), (features,)))
-    if not (np.all(np.isfinite(array)) and np.all(array >= least)):
-        raise ValueError(f"{name} must be finite and at least {least:g}")
-    return array

@@ -195,7 +195,7 @@ def rate_counts(layout: Layout, vectors: Ints) -> Ints:
 
     counts[..., 0], counts[..., 1] = of("missing"), of("wrong_type")
     counts[..., 2], counts[..., 3] = of("nan", "pos_inf", "neg_inf"), of("off_grid")
-    categorical = np.array([isinstance(f.bins, CategoricalBins) for f in layout.fields], dtype=bool)
+    categorical = ~layout.numeric
     counts[..., categorical, 4] = vectors[..., at[categorical] - 1]  # the last bin is "other"
     counts[..., 5] = of("below", "above")
     return counts

@@ -30,11 +30,13 @@ from typing_extensions import override
 from monitor.adwin import Changes
 from monitor.errors import IncompatibleError
 from monitor.moments import Bools, Floats, checked_moments, per_feature
+from monitor.snapshots import seal, unseal
 
 Direction = Literal["both", "rise", "fall"]
 Rows = npt.NDArray[np.intp]
 
 SNAPSHOT_VERSION: Final = 1
+_SNAPSHOT: Final = msgspec.msgpack.Decoder(tuple[str, dict[str, Any], int, bytes])
 _SIDES: Final[dict[Direction, tuple[bool, bool]]] = {
     "both": (True, True),
     "rise": (True, False),
@@ -185,7 +187,7 @@ class _Chart(ABC, Generic[_Config]):
             (self._settings, [self._count, self._mean], self._state.reshape(10, self.features))
         )
         form = (type(self).__name__, self.config, self.features, floats.astype("<f8").tobytes())
-        return bytes([SNAPSHOT_VERSION]) + msgspec.msgpack.encode(form)
+        return seal(SNAPSHOT_VERSION, form)
 
     @classmethod
     def restore(cls, body: bytes) -> Self:
@@ -194,20 +196,15 @@ class _Chart(ABC, Generic[_Config]):
         Raises:
             IncompatibleError: damaged, of another chart, or of another version.
         """
-        if body[:1] != bytes([SNAPSHOT_VERSION]):
-            raise IncompatibleError(
-                f"chart snapshot of version {body[:1].hex() or 'none'}; this release reads {SNAPSHOT_VERSION:02x}"
-            )
-        try:
-            name, config, features, raw = msgspec.msgpack.decode(
-                memoryview(body)[1:], type=tuple[str, dict[str, Any], int, bytes]
-            )
-            if name != cls.__name__:
-                raise IncompatibleError(f"chart snapshot of {name}, not of {cls.__name__}")
-            chart = cls(features, msgspec.convert(config, cls._config_type))
-            floats = np.frombuffer(raw, "<f8").reshape(13, features).astype(np.float64)
-        except (msgspec.MsgspecError, ValueError) as err:
-            raise IncompatibleError("damaged chart snapshot") from err
+        return unseal("chart", SNAPSHOT_VERSION, body, cls._revive)
+
+    @classmethod
+    def _revive(cls, state: memoryview) -> Self:
+        name, config, features, raw = _SNAPSHOT.decode(state)
+        if name != cls.__name__:
+            raise IncompatibleError(f"chart snapshot of {name}, not of {cls.__name__}")
+        chart = cls(features, msgspec.convert(config, cls._config_type))
+        floats = np.frombuffer(raw, "<f8").reshape(13, features).astype(np.float64)
         chart._settings, (chart._count, chart._mean) = floats[:1], floats[1:3]
         chart._state = floats[3:].reshape(5, 2, features)
         return chart

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import xlogy
 
-from monitor.errors import IncompatibleError
+from monitor.snapshots import seal, unseal
 
 SNAPSHOT_VERSION: Final = 1
 PLACES: Final = (
@@ -175,7 +175,7 @@ class ErrorStream:
         pending = (self._n, self._wrong, self._at)
         buckets = self._buckets[:, :used].astype("<f8").tobytes()
         body = _Snapshot(self.config, self.change, self._seen, pending, self._levels, buckets)
-        return bytes([SNAPSHOT_VERSION]) + msgspec.msgpack.encode(body)
+        return seal(SNAPSHOT_VERSION, body)
 
     @classmethod
     def restore(cls, body: bytes) -> ErrorStream:
@@ -184,23 +184,17 @@ class ErrorStream:
         Raises:
             IncompatibleError: damaged, or of another version.
         """
-        if body[:1] != bytes([SNAPSHOT_VERSION]):
-            raise IncompatibleError(
-                f"error stream snapshot of version {body[:1].hex() or 'none'}; this release reads {SNAPSHOT_VERSION:02x}"
-            )
-        try:
-            saved = _SNAPSHOT.decode(memoryview(body)[1:])
-            stream = cls(saved.config)
-            stream._load(saved)
-        except (msgspec.MsgspecError, ValueError) as err:
-            raise IncompatibleError("damaged error stream snapshot") from err
-        return stream
+        return unseal("error stream", SNAPSHOT_VERSION, body, cls._revive)
 
-    def _load(self, saved: _Snapshot) -> None:
-        self.change, self._seen, self._levels = saved.change, saved.seen, saved.levels
-        self._n, self._wrong, self._at = saved.pending
+    @classmethod
+    def _revive(cls, state: memoryview) -> ErrorStream:
+        saved = _SNAPSHOT.decode(state)
+        stream = cls(saved.config)
+        stream.change, stream._seen, stream._levels = saved.change, saved.seen, saved.levels
+        stream._n, stream._wrong, stream._at = saved.pending
         buckets = np.frombuffer(saved.buckets, "<f8").reshape(4, sum(saved.levels))
-        self._buckets = np.pad(buckets.astype(np.float64), ((0, 0), (0, 1)))
+        stream._buckets = np.pad(buckets.astype(np.float64), ((0, 0), (0, 1)))
+        return stream
 
     def _take(self, n: int, wrong: float, at: int) -> bool:
         if self._n == 0:

@@ -131,6 +131,11 @@ class Layout:
         return tuple(sorted(read | {name for name in self.bins if not name.startswith("$")}))
 
     @cached_property
+    def numeric(self) -> npt.NDArray[np.bool_]:
+        """``(fields,)`` true where a field is numeric."""
+        return np.array([isinstance(f.bins, NumericBins) for f in self.fields], dtype=bool)
+
+    @cached_property
     def starts(self) -> npt.NDArray[np.intp]:
         """``(fields,)`` where the specials of each field stand; its flags and moments follow."""
         return np.array([f.specials.start for f in self.fields], dtype=np.intp)

@@ -39,8 +39,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from monitor.errors import IncompatibleError
 from monitor.moments import Bools, Floats, Ints, checked_moments, per_feature
+from monitor.snapshots import seal, unseal
 
 Rows = npt.NDArray[np.intp]
 
@@ -231,7 +231,7 @@ class EDetector:
             np.stack(floats).astype("<f8").tobytes(),
             self._state.astype("<f8").tobytes(),
         )
-        return bytes([SNAPSHOT_VERSION]) + msgspec.msgpack.encode(saved)
+        return seal(SNAPSHOT_VERSION, saved)
 
     @classmethod
     def restore(cls, body: bytes) -> EDetector:
@@ -240,26 +240,23 @@ class EDetector:
         Raises:
             IncompatibleError: damaged, or of another version.
         """
-        if body[:1] != bytes([SNAPSHOT_VERSION]):
-            raise IncompatibleError(
-                f"detector snapshot of version {body[:1].hex() or 'none'}; this release reads {SNAPSHOT_VERSION:02x}"
-            )
-        try:
-            saved = _SNAPSHOT.decode(memoryview(body)[1:])
-            floats = np.frombuffer(saved.floats, "<f8").reshape(4, saved.features)
-            center, variance, effect, tolerance = floats
-            detector = cls(
-                saved.features,
-                saved.config,
-                center=center,
-                variance=variance,
-                design_effect=effect,
-                tolerance=tolerance,
-            )
-            state = np.frombuffer(saved.state, "<f8").reshape(detector._state.shape)
-        except (msgspec.MsgspecError, ValueError) as err:
-            raise IncompatibleError("damaged detector snapshot") from err
-        detector._state = state.astype(np.float64)
+        return unseal("detector", SNAPSHOT_VERSION, body, cls._revive)
+
+    @classmethod
+    def _revive(cls, state: memoryview) -> EDetector:
+        saved = _SNAPSHOT.decode(state)
+        floats = np.frombuffer(saved.floats, "<f8").reshape(4, saved.features)
+        center, variance, effect, tolerance = floats
+        detector = cls(
+            saved.features,
+            saved.config,
+            center=center,
+            variance=variance,
+            design_effect=effect,
+            tolerance=tolerance,
+        )
+        planes = np.frombuffer(saved.state, "<f8").reshape(detector._state.shape)
+        detector._state = planes.astype(np.float64)
         return detector
 
 

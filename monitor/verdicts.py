@@ -122,7 +122,7 @@ def _judge_distributions(
     """PSI of every field, KS of the numeric ones and what is found in vectors: one family."""
     found = reference.comparison(segment)(profile.vector)
     present = null.values > 0
-    numeric = np.array([isinstance(f.bins, NumericBins) for f in profile.layout.fields])
+    numeric = profile.layout.numeric
     psi_p = np.where(
         present & (found.n >= MIN_VALUES), null.psi_p_values(found.n, found.psi), np.nan
     )

@@ -45,8 +45,8 @@ class MeanWatch:
 
     def __init__(self, reference: Reference, segment: str, levels: Levels) -> None:
         layout = reference.layout
-        self._numeric = [i for i, f in enumerate(layout.fields) if isinstance(f.bins, NumericBins)]
-        self._fields = [layout.fields[i] for i in self._numeric]
+        self._numeric = layout.numeric
+        self._fields = [layout.fields[i] for i in np.flatnonzero(self._numeric)]
         n, mean, m2 = reference.profiles[segment].all_scaled_moments()[:, self._numeric]
         effect = self._design_effect(reference, segment)
         k = len(self._fields)
@@ -91,10 +91,9 @@ class MeanWatch:
 
     def _design_effect(self, reference: Reference, segment: str) -> Floats:
         """The largest of any window size: what the detectors' sums must be wider than."""
-        nulls = reference.nulls.get(segment, {}).values()
-        names = [f.name for f in reference.layout.fields]
-        worst = np.max([null.mean_deff for null in nulls], axis=0) if nulls else np.ones(len(names))
-        return np.array([worst[names.index(f.name)] for f in self._fields], dtype=np.float64)
+        found = [null.mean_deff for null in reference.nulls.get(segment, {}).values()]
+        effects = np.max(found, axis=0) if found else np.ones(len(reference.layout.fields))
+        return np.asarray(effects[reference.layout.numeric])
 
     def _alarm(self, statistic: str, i: int, found: Shifts | Changes, end_ms: int) -> Verdict:
         name, bins = self._fields[i].name, self._fields[i].bins

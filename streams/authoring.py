@@ -68,11 +68,11 @@ def build(settings: Settings, spec: ModelSpec, source: Path, *, publish: bool) -
     return reference
 
 
-def current(settings: Settings, name: str) -> Reference:
-    """The reference that a model is compared with.
+def followed(settings: Settings, name: str) -> Model:
+    """The newest record of a model.
 
     Raises:
-        ConfigError: no such model, or it has none yet.
+        ConfigError: no such model.
         TransientError: the broker is away.
     """
     known = registry.read(wiring.kafka(settings), wiring.topics(settings))
@@ -81,7 +81,17 @@ def current(settings: Settings, name: str) -> Reference:
             f"no model is called {name}: {', '.join(sorted(known)) or 'there are none'}"
             f" (a new model appears after its first {Calibration().events:,} events)"
         )
-    reference = known[name].reference
+    return known[name]
+
+
+def current(settings: Settings, name: str) -> Reference:
+    """The reference that a model is compared with.
+
+    Raises:
+        ConfigError: no such model, or it has none yet.
+        TransientError: the broker is away.
+    """
+    reference = followed(settings, name).reference
     if reference is None:
         raise ConfigError(
             f"{name} has no reference yet: it calibrates itself from its first events"

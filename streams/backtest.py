@@ -16,10 +16,8 @@ from monitor import store
 from monitor.errors import ConfigError, DriftlineError
 from monitor.history import History
 from monitor.settings import Settings
-from monitor.spec import Calibration
 from monitor.store import FOREVER_MS
-from streams import registry, wiring
-from streams.models import Model
+from streams.authoring import followed
 
 _MAX_FILE: Final = 8 << 20
 
@@ -112,7 +110,7 @@ def run(
     from_ms, to_ms = from_ms or 0, FOREVER_MS if to_ms is None else min(to_ms, FOREVER_MS)
     if from_ms >= to_ms:
         raise ConfigError("--from is not before --to")
-    model = _followed(settings, name)
+    model = followed(settings, name)
     if model.reference is None:
         raise ConfigError(f"{name} has no reference yet: there is nothing to compare with")
     link = store.connect(settings.clickhouse)
@@ -146,13 +144,3 @@ def run(
         episodes=list(episodes),
         outcomes=backtest.outcomes(episodes),
     )
-
-
-def _followed(settings: Settings, name: str) -> Model:
-    known = registry.read(wiring.kafka(settings), wiring.topics(settings))
-    if name not in known:
-        raise ConfigError(
-            f"no model is called {name}: {', '.join(sorted(known)) or 'there are none'}"
-            f" (a new model appears after its first {Calibration().events:,} events)"
-        )
-    return known[name]

@@ -87,3 +87,17 @@ def event(ts_ms: int, **fields: Any) -> dict[str, Any]:
 def body(value: object) -> bytes:
     """JSON."""
     return msgspec.json.encode(value)
+
+
+# Panes of two features that no detector takes: n, mean, M2, and a word of the error.
+BAD_PANES: list[tuple[list[float], list[float], list[float], str]] = [
+    ([1], [0.0], [0.0], "shape"),
+    ([1, -1], [0.0, 0.0], [0.0, 0.0], "n counts"),
+    ([1, 0.5], [0.0, 0.0], [0.0, 0.0], "n counts"),
+    ([1, np.nan], [0.0, 0.0], [0.0, 0.0], "n counts"),
+    ([1, np.inf], [0.0, 0.0], [0.0, 0.0], "finite"),
+    ([1, 1], [0.0, np.nan], [0.0, 0.0], "finite"),
+    ([1, 1], [0.0, -np.inf], [0.0, 0.0], "finite"),
+    ([1, 0], [0.0, 1e200], [np.inf, 0.0], "finite"),
+    ([1, 1], [0.0, 0.0], [0.0, -1.0], "negative"),
+]

@@ -18,6 +18,7 @@ from monitor import adwin as module
 from monitor.adwin import Adwin, AdwinConfig, Changes
 from monitor.binning import Floats
 from monitor.errors import IncompatibleError
+from tests.monitor.builders import BAD_PANES
 
 
 def river_alarms(stream: Iterable[float], **settings: float) -> list[int]:
@@ -367,21 +368,9 @@ def test_a_detector_of_no_features_is_a_detector() -> None:
     assert adwin.update(1, [], [], []).fired.tolist() == []
 
 
-BAD: list[tuple[list[float], list[float], list[float], str]] = [
-    ([1], [0.0], [0.0], "shape"),
-    ([1, -1], [0.0, 0.0], [0.0, 0.0], "n counts"),
-    ([1, 0.5], [0.0, 0.0], [0.0, 0.0], "n counts"),
-    ([1, np.nan], [0.0, 0.0], [0.0, 0.0], "n counts"),
-    ([1, np.inf], [0.0, 0.0], [0.0, 0.0], "finite"),
-    ([1, 1], [0.0, np.nan], [0.0, 0.0], "finite"),
-    ([1, 1], [0.0, -np.inf], [0.0, 0.0], "finite"),
-    ([1, 1], [0.0, 1e200], [0.0, 0.0], "finite"),
-    ([1, 0], [0.0, 1e200], [np.inf, 0.0], "finite"),
-    ([1, 1], [0.0, 0.0], [0.0, -1.0], "negative"),
-]
-
-
-@pytest.mark.parametrize(("n", "mean", "m2", "message"), BAD)
+@pytest.mark.parametrize(
+    ("n", "mean", "m2", "message"), [*BAD_PANES, ([1, 1], [0.0, 1e200], [0.0, 0.0], "finite")]
+)
 @pytest.mark.parametrize("times", [1, 10])  # few features and many
 def test_a_pane_that_makes_no_sense_is_refused_and_changes_nothing(
     n: list[float], mean: list[float], m2: list[float], message: str, times: int

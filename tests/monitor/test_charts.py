@@ -23,6 +23,7 @@ from monitor.charts import (
 )
 from monitor.errors import IncompatibleError
 from monitor.moments import Floats
+from tests.monitor.builders import BAD_PANES
 
 MODES: dict[Direction, str] = {"both": "both", "rise": "up", "fall": "down"}
 Chart = PageHinkley | Cusum
@@ -307,15 +308,7 @@ def test_a_snapshot_that_cannot_be_read_is_refused_by_name(body: bytes) -> None:
         PageHinkley.restore(body)
 
 
-@pytest.mark.parametrize(
-    ("n", "mean", "m2", "message"),
-    [
-        ([1], [0.0], [0.0], "shape"),
-        ([1, -1], [0.0, 0.0], [0.0, 0.0], "n counts"),
-        ([1, 1], [0.0, np.nan], [0.0, 0.0], "finite"),
-        ([1, 1], [0.0, 0.0], [0.0, -1.0], "negative"),
-    ],
-)
+@pytest.mark.parametrize(("n", "mean", "m2", "message"), BAD_PANES)
 @pytest.mark.parametrize("chart", [PageHinkley(2), Cusum(2, CusumConfig(5.0))])
 def test_a_pane_that_makes_no_sense_is_refused_and_changes_nothing(
     chart: Chart, n: list[float], mean: list[float], m2: list[float], message: str

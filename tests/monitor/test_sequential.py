@@ -14,6 +14,7 @@ from monitor import sequential as module
 from monitor.errors import IncompatibleError
 from monitor.moments import Floats
 from monitor.sequential import EDetector, EDetectorConfig, Shifts, bet_gain, mean_tolerance
+from tests.monitor.builders import BAD_PANES
 
 CONFIG = EDetectorConfig(average_run_length=10_000)
 
@@ -299,19 +300,7 @@ def test_a_detector_of_no_features_is_a_detector() -> None:
     assert detector.update(1, [], [], []).fired.tolist() == []
 
 
-BAD: list[tuple[list[float], list[float], list[float], str]] = [
-    ([1], [0.0], [0.0], "shape"),
-    ([1, -1], [0.0, 0.0], [0.0, 0.0], "n counts"),
-    ([1, 0.5], [0.0, 0.0], [0.0, 0.0], "n counts"),
-    ([1, np.nan], [0.0, 0.0], [0.0, 0.0], "n counts"),
-    ([1, np.inf], [0.0, 0.0], [0.0, 0.0], "finite"),
-    ([1, 1], [0.0, np.nan], [0.0, 0.0], "finite"),
-    ([1, 1], [0.0, -np.inf], [0.0, 0.0], "finite"),
-    ([1, 1], [0.0, 0.0], [0.0, -1.0], "negative"),
-]
-
-
-@pytest.mark.parametrize(("n", "mean", "m2", "message"), BAD)
+@pytest.mark.parametrize(("n", "mean", "m2", "message"), BAD_PANES)
 def test_a_pane_that_makes_no_sense_is_refused_and_changes_nothing(
     n: list[float], mean: list[float], m2: list[float], message: str
 ) -> None:
