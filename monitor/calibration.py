@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy import special
 
 from monitor import laws
-from monitor.binning import FLAGS, SPECIALS, CategoricalBins, Floats, Ints, NumericBins
+from monitor.binning import FLAGS, SPECIALS, WORD_BITS, CategoricalBins, Floats, Ints, NumericBins
 from monitor.distances import JEFFREYS, group_equal_mass, ks, psi
 from monitor.laws import KS_QUANTILES, NODES
 from monitor.profile import Field, Layout
@@ -445,7 +445,7 @@ def _mean_deff(f: Field, total: Ints, tiles: Ints) -> float:
         return 1.0
     s1, s2 = (
         float(total[f.moments][0]),
-        float(total[f.moments][1]) * 2.0**32 + float(total[f.moments][2]),
+        float(total[f.moments][1]) * 2.0**WORD_BITS + float(total[f.moments][2]),
     )
     variance = s2 / whole - (s1 / whole) ** 2
     if variance <= 0:

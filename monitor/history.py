@@ -14,13 +14,12 @@ import msgspec
 import numpy as np
 
 from monitor import queries
-from monitor.binning import FLAGS, QUANTUM_BITS, SPECIALS, Bins, Ints, NumericBins
+from monitor.binning import FLAGS, QUANTUM_BITS, SPECIALS, WORD_BITS, Bins, Ints, NumericBins
 from monitor.clickhouse import ClickHouse
 from monitor.panes import ClosedWindow, SeriesKey
 from monitor.profile import Layout, Profile
 
 CHUNK_ROWS: Final = 20_000  # rows of a question; a row has some 60 counts: about 10 MB
-_LOW_BITS: Final = 32
 _COUNTS: Final = (*SPECIALS, *FLAGS)
 
 
@@ -172,4 +171,4 @@ def sums_of_quanta(
     s1 = round(n * centred * (1 << QUANTUM_BITS))
     s2 = round(n * squares * (1 << 2 * QUANTUM_BITS))
     s2 = max(s2, -(-s1 * s1 // n))  # rounding must not make a variance negative
-    return s1, s2 >> _LOW_BITS, s2 & (1 << _LOW_BITS) - 1
+    return s1, s2 >> WORD_BITS, s2 & (1 << WORD_BITS) - 1

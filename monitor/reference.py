@@ -26,6 +26,7 @@ from monitor.errors import ConfigError, IncompatibleError
 from monitor.mmd import MmdNull, Spectrum, calibrate_vectors
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile
 from monitor.raw import finite_values
+from monitor.sampling import StridedSample
 from monitor.spec import ModelSpec, WindowSpec
 from monitor.vectors import VectorColumns, VectorSample
 
@@ -331,32 +332,21 @@ class _Draft:
 
 
 class _Sample:
-    """Every ``stride``-th value: the stride doubles when ``SAMPLE`` would be passed. Deterministic."""
+    """Values of a numeric column, and its ends. Mutable because it streams."""
 
     def __init__(self) -> None:
-        self._parts: list[Floats] = []
-        self._kept, self._seen, self._stride = 0, 0, 1
+        self._values = StridedSample(SAMPLE, np.empty(0))
         self._low, self._high = np.inf, -np.inf
 
     def add(self, values: Floats) -> None:
         if values.size == 0:
             return
         self._low, self._high = min(self._low, values.min()), max(self._high, values.max())
-        # Copied: a view would hold on to all the values that were not chosen.
-        self._parts.append(values[-self._seen % self._stride :: self._stride].copy())
-        self._seen += values.size
-        self._kept += self._parts[-1].size
-        while self._kept > SAMPLE:
-            self._parts = [np.concatenate(self._parts)[::2].copy()]
-            self._stride, self._kept = self._stride * 2, self._parts[0].size
+        self._values.add(values)
 
     def cut(self) -> binning.NumericBins:
-        if not self._parts:
-            return binning.cut_numeric(np.empty(0))
-        kept = np.concatenate(self._parts)
-        return binning.cut_numeric(
-            np.concatenate((kept, [self._low, self._high])) if self._stride > 1 else kept
-        )
+        ends = [self._low, self._high] if self._values.stride > 1 else []
+        return binning.cut_numeric(np.concatenate((self._values.rows, ends)))
 
 
 class _Count:

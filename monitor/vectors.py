@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from monitor.fourier import FourierMap, FourierSum
 from monitor.raw import Codes, Floats, Ints, Raw, numbers
+from monitor.sampling import StridedSample
 
 WHOLE, MISSING, BROKEN = 0, 1, 2  # fates of an event
 _HEAD: Final = 3
@@ -148,35 +149,29 @@ class VectorField:
 
 
 class VectorSample:
-    """Every ``stride``-th whole vector of a stream, at most ``most``: the stride doubles when that would be passed. Mutable: it streams."""
+    """Whole vectors of a stream, at most ``most``. Mutable: it streams."""
 
     def __init__(self, columns: VectorColumns, most: int) -> None:
-        self._columns, self._most = columns, most
-        self._rows = np.empty((0, columns.dimensions))
-        self._seen, self._stride = 0, 1
+        self._columns = columns
+        self._whole = StridedSample(most, np.empty((0, columns.dimensions)))
 
     def add(self, column: Callable[[str], Raw], n: int) -> None:
         """Take up ``n`` rows."""
         for rows in self._columns.parts(n):
             values, fate = self._columns.read(column, rows)
-            whole = values[fate == WHOLE]
-            kept = whole[-self._seen % self._stride :: self._stride]
-            self._rows = np.concatenate((self._rows, kept))
-            self._seen += len(whole)
-            while len(self._rows) > self._most:
-                self._rows, self._stride = self._rows[::2].copy(), self._stride * 2
+            self._whole.add(values[fate == WHOLE])
 
     def bins(self, seed: int) -> VectorBins:
         """The map for what was seen."""
         embedding = not self._columns.members
         return VectorBins(
-            self._columns, FourierMap.fit(self._rows, seed=seed, common_scale=embedding)
+            self._columns, FourierMap.fit(self.rows, seed=seed, common_scale=embedding)
         )
 
     @property
     def rows(self) -> Floats:
         """``(k, dimensions)`` in the order of the stream."""
-        return self._rows
+        return self._whole.rows
 
 
 def _from_arrow(raw: pa.Array, dimensions: int) -> tuple[Floats, Codes]:
