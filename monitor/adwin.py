@@ -228,14 +228,13 @@ class Adwin:
         """Everything, settings included: ``restore`` continues to the same bit. About 1 KiB a feature; not compressed."""
         floats = (self.design_effect, self.tolerance, *self._windows.sums())
         filled = self._windows.filled()
-        buckets = [self._windows.buckets(row) for row in range(self.features)]
         saved = _Snapshot(
             self.config,
             self.features,
             filled.shape[1],
             np.stack(floats).astype("<f8").tobytes(),
             filled.astype("<i4").tobytes(),
-            np.concatenate((np.empty((3, 0)), *buckets), axis=1).astype("<f8").tobytes(),
+            self._windows.all_buckets().astype("<f8").tobytes(),
         )
         return seal(SNAPSHOT_VERSION, saved)
 

@@ -170,6 +170,17 @@ class Arrays:
         used = slots[:, self._used(row)]
         return np.array((np.diff(used[N0], prepend=0.0), used[TOTAL], used[AT]))
 
+    def all_buckets(self) -> Floats:
+        """``(3, buckets of all windows)``: a state is saved at every pane, and a call per window would cost more than the pane."""
+        filled = self.filled()
+        slots = self._buckets[:, :, ::-1].transpose(0, 3, 2, 1)
+        used = slots[:, np.arange(self._rule.max_buckets) < filled[..., None]]
+        n = np.diff(used[N0], prepend=0.0)
+        counts = filled.sum(axis=1)
+        first = (np.cumsum(counts) - counts)[counts > 0]
+        n[first] = used[N0, first]
+        return np.array((n, used[TOTAL], used[AT]))
+
     def filled(self) -> Indices:
         """``(k, levels)``."""
         return self._filled[::-1].T

@@ -77,6 +77,9 @@ class Windows(Protocol):
     def buckets(self, row: int) -> Floats:
         """``(3, buckets)``: events, sum and start of one window's buckets, the oldest first."""
 
+    def all_buckets(self) -> Floats:
+        """``(3, buckets of all windows)``: the same, one window behind the other."""
+
     def filled(self) -> Indices:
         """``(k, levels)``: used buckets of each level, the oldest level first."""
 
@@ -136,6 +139,11 @@ class Loops:
         """``(3, buckets)``."""
         window = self._windows[row]
         return np.array((np.diff(window.n0, prepend=0.0), window.totals, window.starts))
+
+    def all_buckets(self) -> Floats:
+        """``(3, buckets of all windows)``."""
+        rows = map(self.buckets, range(len(self._windows)))
+        return np.concatenate((np.empty((3, 0)), *rows), axis=1)
 
     def filled(self) -> Indices:
         """``(k, levels)``."""

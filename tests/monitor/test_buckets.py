@@ -24,7 +24,8 @@ FEW, MANY = 3, 11
 
 def told(windows: Windows, k: int) -> list[Any]:
     used = np.trim_zeros(windows.filled().sum(axis=0), "f").tolist()
-    return [windows.sums().tolist(), used, [windows.buckets(row).tolist() for row in range(k)]]
+    each = [windows.buckets(row).tolist() for row in range(k)]
+    return [windows.sums().tolist(), used, each, windows.all_buckets().tolist()]
 
 
 def pane(rng: np.random.Generator, k: int, least: int, most: int) -> Floats:
