@@ -21,9 +21,7 @@ from monitor import store
 from monitor.settings import ClickHouseSettings
 from monitor.store import Store
 from monitor.tables import SCHEMAS, Row, to_table
-from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
-from tests.monitor.stored import DAY, MODEL, START, fill
+from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
 
 GRAFANA: Final = Path(__file__).parent.parent / "grafana"
 DASHBOARDS: Final = sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -108,11 +106,7 @@ each_dashboard: Final = pytest.mark.parametrize("path", DASHBOARDS, ids=lambda p
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    directory, port = tmp_path_factory.mktemp("grafana"), free_port()
-    with Supervisor(directory / "logs") as supervisor:
-        supervisor.start(clickhouse.child(port, directory / "data"))
-        supervisor.wait_ready(30)
-        settings = ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+    with endpoint(tmp_path_factory.mktemp("grafana")) as settings:
         store.migrate(settings)
         link = store.connect(settings)
         fill(link, days=DAYS)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from monitor import reference as references
 from monitor.columns import Columns, from_batch
@@ -101,3 +102,13 @@ BAD_PANES: list[tuple[list[float], list[float], list[float], str]] = [
     ([1, 0], [0.0, 1e200], [np.inf, 0.0], "finite"),
     ([1, 1], [0.0, 0.0], [0.0, -1.0], "negative"),
 ]
+
+
+def unreadable(snapshot: bytes) -> list[Any]:
+    """What a detector of snapshots of version 1 must refuse, as cases for ``pytest.mark.parametrize``."""
+    return [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\x02" + snapshot[1:], id="another version"),
+        pytest.param(snapshot[:-1], id="cut short"),
+        pytest.param(b"\x01garbage", id="not ours"),
+    ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,6 +13,7 @@ from monitor import reference as references
 from monitor.columns import Columns, from_batch
 from monitor.counting import profile_groups
 from monitor.reference import Reference
+from monitor.settings import ClickHouseSettings
 from monitor.spec import parse_spec
 from monitor.store import Store
 from monitor.tables import (
@@ -34,6 +39,8 @@ from monitor.wire import (
     VerdictStatus,
     Window,
 )
+from streams.embedded import clickhouse
+from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 
 DAY = 86_400_000
 START = 1_359_676_800_000  # 2013-02-01T00:00Z
@@ -155,3 +162,13 @@ def _incident(name: str, days: int) -> Incident:
         ],
         timeline=[TimelineEntry(opened, "fired"), TimelineEntry(opened + 1, "sent to slack")],
     )
+
+
+@contextmanager
+def endpoint(directory: Path, port: int | None = None) -> Iterator[ClickHouseSettings]:
+    """An embedded ClickHouse with its data in ``directory``, up while the context lasts."""
+    port = port or free_port()
+    with Supervisor(directory / "logs") as supervisor:
+        supervisor.start(clickhouse.child(port, directory / "data"))
+        supervisor.wait_ready(30)
+        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")

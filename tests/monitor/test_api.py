@@ -18,9 +18,8 @@ from monitor import api, store
 from monitor.errors import ConfigError
 from monitor.settings import ApiSettings, ClickHouseSettings, Settings
 from monitor.store import Store
-from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
-from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, fill
+from streams.embedded.supervisor import LOOPBACK, free_port
+from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, endpoint, fill
 
 DAYS = 30
 NAME = MODEL.replace("/", "%2F")
@@ -28,11 +27,7 @@ NAME = MODEL.replace("/", "%2F")
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
-    directory, port = tmp_path_factory.mktemp("api"), free_port()
-    with Supervisor(directory / "logs") as supervisor:
-        supervisor.start(clickhouse.child(port, directory / "data"))
-        supervisor.wait_ready(30)
-        settings = ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+    with endpoint(tmp_path_factory.mktemp("api")) as settings:
         store.migrate(settings)
         yield settings
 
@@ -237,11 +232,7 @@ def test_metrics_count_answers_by_class_of_status(client: httpx.Client) -> None:
 def test_a_database_that_goes_away_is_a_503_that_says_when_to_come_back(
     serve: Serve, tmp_path: Path
 ) -> None:
-    port = free_port()
-    with Supervisor(tmp_path / "logs") as supervisor:
-        supervisor.start(clickhouse.child(port, tmp_path / "data"))
-        supervisor.wait_ready(30)
-        settings = ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+    with endpoint(tmp_path) as settings:
         store.migrate(settings)
         client = serve(store.connect(settings))
         assert client.get("/readyz").status_code == 200

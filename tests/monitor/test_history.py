@@ -18,21 +18,17 @@ from monitor.settings import ClickHouseSettings
 from monitor.store import FOREVER_MS, Store
 from monitor.tables import to_table, verdict_rows, window_rows
 from monitor.wire import Verdict, Verdicts, Window
-from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from tests.monitor import builders
 from tests.monitor.builders import HOUR, MINUTE, MODEL, START
+from tests.monitor.stored import endpoint
 
 SIZES = (MINUTE, 3 * MINUTE)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
-    directory, port = tmp_path_factory.mktemp("history"), free_port()
-    with Supervisor(directory / "logs") as supervisor:
-        supervisor.start(clickhouse.child(port, directory / "data"))
-        supervisor.wait_ready(30)
-        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+    with endpoint(tmp_path_factory.mktemp("history")) as settings:
+        yield settings
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from monitor import sequential as module
 from monitor.errors import IncompatibleError
 from monitor.moments import Floats
 from monitor.sequential import EDetector, EDetectorConfig, Shifts, bet_gain, mean_tolerance
-from tests.monitor.builders import BAD_PANES
+from tests.monitor.builders import BAD_PANES, unreadable
 
 CONFIG = EDetectorConfig(average_run_length=10_000)
 
@@ -273,12 +273,7 @@ def test_a_restored_detector_goes_on_to_the_same_bit(cut: int, seed: int) -> Non
 
 @pytest.mark.parametrize(
     "body",
-    [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"\x02" + EDetector(2, CONFIG).snapshot()[1:], id="another version"),
-        pytest.param(EDetector(2, CONFIG).snapshot()[:-1], id="cut short"),
-        pytest.param(b"\x01garbage", id="not ours"),
-    ],
+    unreadable(EDetector(2, CONFIG).snapshot()),
 )
 def test_a_snapshot_that_cannot_be_read_is_refused_by_name(body: bytes) -> None:
     with pytest.raises(IncompatibleError, match="snapshot"):

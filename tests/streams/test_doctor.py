@@ -13,8 +13,8 @@ from rich.console import Console
 from monitor.settings import ClickHouseSettings, EmbeddedSettings, KafkaSettings, Settings
 from streams import doctor
 from streams.doctor import Finding
-from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.embedded.supervisor import LOOPBACK, free_port
+from tests.monitor.stored import endpoint
 
 
 def _settings(tmp_path: Path, **kafka: object) -> Settings:
@@ -55,11 +55,8 @@ def test_topics_of_the_wrong_width_fail(tmp_path: Path, embedded_broker: str) ->
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseSettings]:
-    directory, port = tmp_path_factory.mktemp("doctor"), free_port()
-    with Supervisor(directory) as supervisor:
-        supervisor.start(clickhouse.child(port, directory / "clickhouse"))
-        supervisor.wait_ready(30)
-        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
+    with endpoint(tmp_path_factory.mktemp("doctor")) as settings:
+        yield settings
 
 
 @pytest.mark.parametrize(("ahead_s", "status"), [(0.0, "ok"), (60.0, "warn"), (-900.0, "fail")])

@@ -20,11 +20,11 @@ from monitor.truth import Topic, Truth
 from monitor.wire import Performance
 from streams import topics as topics_
 from streams import wiring
-from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.embedded.supervisor import free_port
 from streams.evaluator import Broker, Evaluator, Progress
 from streams.sink import sink_group
 from streams.topics import partition_of
+from tests.monitor.stored import endpoint
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -126,11 +126,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory, port = tmp_path_factory.mktemp("evaluator"), free_port()
-    with Supervisor(directory / "logs") as supervisor:
-        supervisor.start(clickhouse.child(port, directory / "data"))
-        supervisor.wait_ready(30)
-        yield f"http://{LOOPBACK}:{port}"
+    with endpoint(tmp_path_factory.mktemp("evaluator")) as settings:
+        yield settings.url
 
 
 @pytest.fixture

@@ -25,14 +25,13 @@ from monitor.store import Store
 from monitor.tables import TableName
 from streams import models, sink, wiring
 from streams import topics as topics_
-from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.embedded.supervisor import free_port
 from streams.intake import Intake, Parcel
 from streams.models import Model
 from streams.registry import Registry
 from streams.sink import KnownLayouts, insert_token, store_parcels
 from streams.topics import Topics
-from tests.monitor.stored import DAY, MODEL, START, fill
+from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
 from tests.streams.builders import Known, model
 
 TOPICS = Topics("t.")
@@ -264,14 +263,6 @@ def test_a_refused_row_is_found_by_halving_and_the_others_are_stored() -> None:
     assert sum(n for name, n in target.took if name == "labels") == 49
     assert sum(n for name, n in target.took if name == "arrivals") == 49
     assert len(target.took) < 2 * 2 * 6  # logarithmic
-
-
-@contextmanager
-def endpoint(directory: Path, port: int) -> Iterator[ClickHouseSettings]:
-    with Supervisor(directory / "logs") as supervisor:
-        supervisor.start(clickhouse.child(port, directory / "data"))
-        supervisor.wait_ready(30)
-        yield ClickHouseSettings(url=f"http://{LOOPBACK}:{port}")
 
 
 def test_storing_a_batch_again_in_other_cuts_changes_nothing(tmp_path: Path) -> None:
