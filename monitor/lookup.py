@@ -109,7 +109,7 @@ class Points:
     Attributes:
         values: ``(n,)`` these values, ascending.
         lookup: a table in front of them, of one value a cell.
-        last: ``(cells,)`` the last of them in a cell or below it.
+        last: ``(cells,)`` the last of them in a cell or below it; the first where there is none.
     """
 
     values: Floats
@@ -122,7 +122,8 @@ class Points:
         lookup = Lookup.of(values)
         if lookup.rounds > 1:
             return None
-        last = np.append(lookup.start[1:], len(values)) - 1
+        # -0.0 equals the first point 0.0 and lies in a cell below it, which holds none.
+        last = np.maximum(np.append(lookup.start[1:], len(values)) - 1, 0)
         return cls(values, lookup, last.astype(np.intp))
 
     def codes(self, values: Floats) -> Codes | None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.binning import Floats, cut_numeric
-from monitor.lookup import MAX_CELLS, Lookup
+from monitor.lookup import MAX_CELLS, Lookup, Points
 
 RNG = np.random.default_rng(11)
 N = 20_000
@@ -77,6 +77,15 @@ def test_edges_close_together_and_far_from_zero_are_told_apart(
     edges = np.unique(offset + np.cumsum(steps) * unit)
     values = around(edges)
     assert placed(edges, values) == searched(edges, values)
+
+
+@pytest.mark.parametrize("points", [[0.0], [0.0, 1.0], [-1.0, 0.0, 1.0]])
+def test_zero_is_the_same_point_with_either_sign(points: list[float]) -> None:
+    found = Points.of(np.array(points))
+    assert found is not None
+    codes = found.codes(np.array([-0.0, 0.0]))
+    assert codes is not None
+    assert codes.tolist() == [points.index(0.0)] * 2
 
 
 def test_what_is_no_number_is_placed_somewhere() -> None:
