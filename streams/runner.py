@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
@@ -29,9 +28,8 @@ from streams.delivery import (
     partition_rows,
 )
 from streams.liveness import Lease
-from streams.stage import ChainBreakError, Stage
-
-EXIT_RESTART = 70  # EX_SOFTWARE: start again, and read from the committed offset
+from streams.stage import ChainBreakError
+from streams.worker import Binding, Observer
 
 Append: TypeAlias = Callable[[Target, Sequence[Record]], Awaitable[None]]
 """Appends records to a partition in their order, in record batches; returns when all are acknowledged."""
@@ -43,20 +41,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
-    """A stage, its input topics, and the topic that takes the changes of its table.
-
-    All these topics have the same number of partitions: partition ``p`` of the changelog holds the state of
-    partition ``p`` of the inputs, and both are always assigned to the same worker.
-    """
-
-    name: str
-    topics: tuple[str, ...]
-    changelog: str
-    stage: Stage
-
-
-@dataclass(frozen=True, slots=True)
 class Incoming:
     """A message as it was read, with the number of the assignment that it was read under."""
 
@@ -65,25 +49,6 @@ class Incoming:
     offset: int
     value: bytes
     assignment: int
-
-
-class Observer:
-    """What a worker tells about itself. Override what is of interest; called in the event loop, so do not block."""
-
-    def restored(self, stage: str, partition: int, keys: int) -> None:
-        """A partition's state was rebuilt from ``keys`` rows."""
-
-    def applied(self, stage: str, messages: int, outputs: int, writes: int) -> None:
-        """A batch is durable: messages applied, outputs sent, records written to the changelog."""
-
-    def repeated(self, stage: str, partition: int) -> None:
-        """A message came again although its effects are durable."""
-
-    def committed(self, topic: str, partition: int, offset: int) -> None:
-        """The group's next offset moved."""
-
-    def exiting(self, reason: str) -> None:
-        """The process is about to end with ``EXIT_RESTART``. May be called in any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +237,3 @@ class StageRunner:
         await asyncio.gather(
             *(self._effects.append(target, records) for target, records in targets.items())
         )
-
-
-def end_process(reason: str, observer: Observer) -> NoReturn:
-    """End at once: without a commit, and without a clean-up that might make one."""
-    try:
-        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
-        observer.exiting(reason)
-        logging.shutdown()
-    finally:  # whatever the last words did
-        os._exit(EXIT_RESTART)

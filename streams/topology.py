@@ -23,7 +23,6 @@ import os
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
@@ -39,7 +38,9 @@ from monitor.errors import TransientError
 from streams.clients import KafkaSettings, reachable
 from streams.delivery import BATCH_BYTES, FetchLog, Record, Target
 from streams.liveness import Lease, StallClock
-from streams.runner import Binding, Effects, Incoming, Observer, StageRunner, end_process
+from streams.recovery import readable_ends
+from streams.runner import Effects, Incoming, StageRunner
+from streams.worker import Binding, Observer, WorkerSettings, end_process
 
 Untyped: TypeAlias = Any
 """An object of Faust's whose class says less than we need: members of its drivers, some of them private."""
@@ -51,19 +52,6 @@ logger = logging.getLogger(__name__)
 _faust_logger = logging.getLogger(
     "faust"
 )  # a subclass of a service would log its starts and stops as ours
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """How to work. ``instance`` is a lasting name of this worker: its restart is then no rebalance."""
-
-    kafka: KafkaSettings
-    group: str
-    instance: str | None = None
-    commit_s: float = 1.0
-    stall_s: float = 60.0
-    stop_s: float = 8.0
-    batch_messages: int = 128  # applied together, for one wait for acknowledgements
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -92,7 +80,13 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
                 while (seen := consumer.last_stable_offset(tp)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 ends[tp] = max(ends[tp], seen)
-        return ends
+        app: Untyped = self.app
+        changelogs = [tp for tp in partitions if tp.topic in app.tables.changelog_topics]
+        # Of a table that the transactional worker has written: there the last offset is a marker's, which never arrives.
+        readable = await asyncio.to_thread(
+            readable_ends, app.kafka, {(tp.topic, tp.partition): ends[tp] for tp in changelogs}
+        )
+        return {**ends, **{tp: readable[tp.topic, tp.partition] for tp in changelogs}}
 
     @override
     async def _fetch_records(self, *args: Untyped, **kwargs: Untyped) -> Untyped:
@@ -149,8 +143,11 @@ class _Transport(driver.Transport):
 class _App(faust.App):
     logger = _faust_logger
 
-    def __init__(self, *args: Untyped, fetch_log: FetchLog, **kwargs: Untyped) -> None:
+    def __init__(
+        self, *args: Untyped, kafka: KafkaSettings, fetch_log: FetchLog, **kwargs: Untyped
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.kafka = kafka
         self.fetch_log = fetch_log
 
     @override
@@ -167,6 +164,7 @@ def build_app(settings: WorkerSettings, fetch_log: FetchLog) -> _App:
     kafka = settings.kafka
     return _App(
         settings.group,
+        kafka=kafka,
         fetch_log=fetch_log,
         broker=[f"kafka://{address.strip()}" for address in kafka.bootstrap.split(",")],
         broker_credentials=_credentials(kafka.security),

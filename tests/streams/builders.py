@@ -49,6 +49,10 @@ class Known(Lookup):
             and known.reference.layout.bins_id == bins_id
         )
 
+    @override
+    def count(self) -> int:
+        return len(self.models)
+
 
 def model(name: str, **changes: object) -> Model:
     """A model with a reference of 2,000 rows."""

@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from streams.delivery import FetchLog, Record, Target
 from streams.liveness import Lease
-from streams.runner import Binding, Effects, Incoming, Observer, StageRunner
+from streams.runner import Effects, Incoming, StageRunner
 from streams.stage import ChainBreakError, Step
+from streams.worker import Binding, Observer
 from tests.streams.toy import Adder
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,9 +16,8 @@ from typing import Any
 from typing_extensions import override
 
 from streams.clients import KafkaSettings
-from streams.runner import Binding, Observer
 from streams.stage import ChainBreakError, Output, Step
-from streams.topology import WorkerSettings, run
+from streams.worker import Binding, Observer, WorkerSettings
 
 
 class Adder:
@@ -62,6 +63,52 @@ class Adder:
         self._next[partition] = at + 1
 
 
+class Unfenced(Adder):
+    """Adds whatever comes. Only a runner that applies each message once makes it right."""
+
+    @override
+    def advance(self, _topic: str, partition: int, _offset: int, value: bytes) -> Iterator[Step]:
+        message: dict[str, Any] = json.loads(value)
+        at, key = message["at"], message["key"]
+        _, total = self._totals[partition].get(key, (-1, 0))
+        self._totals[partition][key] = at, total + message["add"]
+        row = json.dumps([at, total + message["add"]]).encode()
+        yield Step((Output(self._outputs, partition, key.encode(), row),))
+        yield Step((), ((key.encode(), row),))
+
+
+class Stopping(Unfenced):
+    """Stops its process for a while (SIGSTOP) when it has applied message ``AT`` of a partition, and before that is durable."""
+
+    AT = 700
+
+    @override
+    def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
+        yield from super().advance(topic, partition, offset, value)
+        if json.loads(value)["at"] == self.AT:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Counting(Adder):
+    """Writes down how often its chain broke, and gives in at the third time, as ``streams.chain`` does."""
+
+    @override
+    def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
+        breaks = self._totals[partition].get("break", (0, 0))[1]
+        try:
+            yield from super().advance(topic, partition, offset, value)
+        except ChainBreakError:
+            if breaks == 2:
+                self._next[partition] = json.loads(value)["at"]
+                yield from super().advance(topic, partition, offset, value)
+                return
+            yield Step(writes=((b"break", json.dumps([0, breaks + 1]).encode()),))
+            raise
+
+
+STAGES = {stage.__name__: stage for stage in (Adder, Unfenced, Stopping, Counting)}
+
+
 class Printer(Observer):
     """Prints what happens, one JSON object a line."""
 
@@ -70,12 +117,20 @@ class Printer(Observer):
         _say(restored=partition, keys=keys)
 
     @override
+    def applied(self, stage: str, messages: int, outputs: int, writes: int) -> None:
+        _say(applied=messages)
+
+    @override
     def committed(self, topic: str, partition: int, offset: int) -> None:
         _say(committed=offset, partition=partition)
 
     @override
     def repeated(self, stage: str, partition: int) -> None:
         _say(repeated=partition)
+
+    @override
+    def rewound(self, reason: str) -> None:
+        _say(rewound=reason)
 
     @override
     def exiting(self, reason: str) -> None:
@@ -87,20 +142,24 @@ def _say(**said: object) -> None:
     sys.stdout.flush()
 
 
-def main(bootstrap: str, prefix: str, instance: str = "", stall_s: str = "60") -> None:
-    """Run the adder on ``<prefix>in``, with ``<prefix>changelog`` and ``<prefix>out``, until SIGTERM."""
+def main(runner: str, stage: str, bootstrap: str, prefix: str, instance: str, stall_s: str) -> None:
+    """Run a stage on ``<prefix>in``, with ``<prefix>changelog`` and ``<prefix>out``, until SIGTERM.
+
+    ``runner`` is the module of ``streams`` that does it.
+    """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    stage = Adder(f"{prefix}out")
-    binding = Binding("adder", (f"{prefix}in",), f"{prefix}changelog", stage)
+    binding = Binding(
+        "adder", (f"{prefix}in",), f"{prefix}changelog", STAGES[stage](f"{prefix}out")
+    )
     settings = WorkerSettings(
         KafkaSettings(bootstrap),
         group=f"{prefix}group",
         instance=instance or None,
         stall_s=float(stall_s),
     )
-    run([binding], settings, stop, Printer())
+    importlib.import_module(f"streams.{runner}").run([binding], settings, stop, Printer())
     _say(stopped=Path(sys.argv[0]).name)
 
 

@@ -1,0 +1,74 @@
+"""What a runner of stages is given, and what it tells: the part that ``streams.topology`` and ``streams.transactional`` share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from streams.clients import KafkaSettings
+from streams.stage import Stage
+
+EXIT_RESTART: Final = 70  # EX_SOFTWARE: start again, and read from the committed offset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A stage, its input topics, and the topic that takes the changes of its table.
+
+    All these topics have the same number of partitions: partition ``p`` of the changelog holds the state of
+    partition ``p`` of the inputs, and both are always assigned to the same worker.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    changelog: str
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How to work. ``instance`` is a lasting name of this worker: its restart is then no rebalance."""
+
+    kafka: KafkaSettings
+    group: str
+    instance: str | None = None
+    commit_s: float = 1.0  # of the Faust runner; the other commits each batch
+    stall_s: float = 60.0
+    stop_s: float = 8.0  # of the Faust runner
+    batch_messages: int = 128  # applied together, for one wait for acknowledgements
+
+
+class Observer:
+    """What a worker tells about itself. Override what is of interest; called in the worker's loop, so do not block."""
+
+    def restored(self, stage: str, partition: int, keys: int) -> None:
+        """A partition's state was rebuilt from ``keys`` rows."""
+
+    def applied(self, stage: str, messages: int, outputs: int, writes: int) -> None:
+        """A batch is durable: messages applied, outputs sent, records written to the changelog."""
+
+    def repeated(self, stage: str, partition: int) -> None:
+        """A message came again although its effects are durable."""
+
+    def committed(self, topic: str, partition: int, offset: int) -> None:
+        """The group's next offset moved."""
+
+    def rewound(self, reason: str) -> None:
+        """What was not committed is dropped: the state is rebuilt, and the inputs are read again."""
+
+    def exiting(self, reason: str) -> None:
+        """The process is about to end with ``EXIT_RESTART``. May be called in any thread."""
+
+
+def end_process(reason: str, observer: Observer) -> NoReturn:
+    """End at once: without a commit, and without a clean-up that might make one."""
+    try:
+        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
+        observer.exiting(reason)
+        logging.shutdown()
+    finally:  # whatever the last words did
+        os._exit(EXIT_RESTART)
