@@ -19,6 +19,7 @@ RejectReason = Literal[
     "too_old",  # older than max_age, where that is set
     "too_large",  # message, feature count or nesting above the limits
     "unknown_model",  # automatic registration is off, or its cap is reached
+    "killed_worker",  # decoding it ends the process: found out after three have ended
 ]
 REJECT_REASONS: tuple[RejectReason, ...] = get_args(RejectReason)
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from enum import Enum
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -29,6 +30,7 @@ from streams.console import (
     write_backtest,
     write_json,
     write_reference,
+    write_replay,
     write_rows,
     write_spending,
 )
@@ -54,9 +56,19 @@ app = typer.Typer(
 run_app = typer.Typer(help="Run one process until SIGTERM or Ctrl-C.", no_args_is_help=True)
 topics_app = typer.Typer(help="Create or list the Kafka topics.", no_args_is_help=True)
 reference_app = typer.Typer(help="Build or show a model's reference.", no_args_is_help=True)
+dlq_app = typer.Typer(help="Look at dead letters, or send them again.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 app.add_typer(topics_app, name="topics")
 app.add_typer(reference_app, name="reference")
+app.add_typer(dlq_app, name="dlq")
+
+
+class Runner(Enum):
+    """The values of ``detector.runner``, for the command line."""
+
+    TRANSACTIONAL = "transactional"
+    FAUST = "faust"
+
 
 Config = Annotated[
     Path | None,
@@ -76,17 +88,36 @@ ClickHouse = Annotated[
 def _add_process(process: Process) -> None:
     @run_app.command(process.name, help=process.summary, cls=with_settings(process))
     def run(config: Config = None) -> None:
-        settings = _load(config, process.name)
-        from monitor import metrics
+        _run(process.name, _load(config, process.name))
 
-        metrics.serve(settings.metrics)
-        stop = threading.Event()
-        stop_on_signals(stop)
-        run_patiently(resolve(named(process.name)), settings, stop)
+
+def _add_detector(process: Process) -> None:
+    @run_app.command(process.name, help=process.summary, cls=with_settings(process))
+    def run(
+        runner: Annotated[
+            Runner | None,
+            typer.Option(help="What runs the stages; DRIFTLINE_DETECTOR__RUNNER."),
+        ] = None,
+        config: Config = None,
+    ) -> None:
+        settings = _load(config, process.name)
+        if runner is not None:
+            chosen = settings.detector.model_copy(update={"runner": runner.value})
+            settings = settings.model_copy(update={"detector": chosen})
+        _run(process.name, settings)
+
+
+def _run(name: str, settings: Settings) -> None:
+    from monitor import metrics
+
+    metrics.serve(settings.metrics)
+    stop = threading.Event()
+    stop_on_signals(stop)
+    run_patiently(resolve(named(name)), settings, stop)
 
 
 for _process in PROCESSES:
-    _add_process(_process)
+    (_add_detector if _process.name == "detector" else _add_process)(_process)
 
 
 @app.command()
@@ -285,6 +316,78 @@ def ledger(
         raise typer.Exit(EXIT_FAILED)
 
 
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="TIME", help="Letters from here on; UTC, or a duration: 2h."),
+]
+Reason = Annotated[str | None, typer.Option("--reason", help="Only of this reason.")]
+DeadStage = Annotated[str | None, typer.Option("--stage", help="Only of this stage.")]
+
+
+@dlq_app.command("show")
+def dlq_show(
+    since: Since = None,
+    reason: Reason = None,
+    stage: DeadStage = None,
+    limit: Annotated[int, typer.Option(min=0, help="The newest so many; 0 is all.")] = 20,
+    value: Annotated[
+        bool, typer.Option("--value", help="With what each begins with: it may be personal.")
+    ] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Show messages that were refused: when, by whom, why, and where they came from; the newest last."""
+    settings = _load(config, "dlq")
+    from streams import dlq, wiring
+
+    chosen = dlq.Filter(dlq.since(since, _now_ms()), reason, stage, limit)
+    topics = wiring.topics(settings)
+    with dlq.Reader(wiring.require_broker(settings), topics.prefix) as reader:
+        found = reader.find(topics.dlq, chosen, monotonic=time.monotonic)
+    write_rows(dlq.rows(found, value=value), as_json=as_json)
+
+
+@dlq_app.command("replay")
+def dlq_replay(
+    since: Since = None,
+    reason: Reason = None,
+    stage: DeadStage = None,
+    limit: Annotated[int, typer.Option(min=0, help="The newest so many; 0 is all.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Send refused predictions and labels again, after what was wrong has been mended: a spec, a limit, a release.
+
+    Bytes, key and headers are the original ones. Each is sent once, however often this is repeated, and no more after it was refused three times.
+    It arrives as a new message: a prediction that is too old by now counts as late, and a label is the newest of its id.
+    Exit code 1 if one that was chosen cannot be sent.
+    """
+    settings = _load(config, "dlq")
+    from streams import dlq, replay
+
+    def confirm(messages: int) -> bool:
+        return yes or typer.confirm(f"send {messages:,} messages again?", err=True)
+
+    replayed = replay.replay(
+        settings,
+        dlq.Filter(dlq.since(since, _now_ms()), reason, stage, limit),
+        monotonic=time.monotonic,
+        confirm=confirm,
+        dry_run=dry_run,
+    )
+    write_replay(
+        [(x.letter.to_dict(replayed=False, value=False), x.fate.value) for x in replayed],
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+    if any(x.fate.is_trouble for x in replayed):
+        raise typer.Exit(EXIT_FAILED)
+
+
 @app.command()
 def budget(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only this one.")] = None,
@@ -362,6 +465,33 @@ def doctor(as_json: Json = False, config: Config = None) -> None:
 
 
 @app.command()
+def health(
+    process: Annotated[str, typer.Argument(help="Name of the process, as in `driftline run`.")],
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Ask a process on this machine whether its work moves, or there is none. Exit code 1 if not.
+
+    Its metrics must be on. A check that runs every few seconds is cheaper as `python -m monitor.probe`.
+    """
+    settings = _load(config, "health")
+    from monitor import probe
+
+    asked = named(process).name
+    if not settings.metrics.port:
+        raise ConfigError(
+            f"metrics.port (DRIFTLINE_METRICS__PORT) is 0: {asked} cannot say how it is"
+        )
+    wrong = probe.ask(probe.metrics_url(settings.metrics.port), time.time())
+    if as_json:
+        write_json({"process": asked, "well": wrong is None, "problem": wrong})
+    else:
+        say(wrong or f"{asked} is well")
+    if wrong:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
 def migrate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
@@ -406,6 +536,10 @@ def _fail(message: str, code: int) -> None:
 
     sys.stderr.write(f"driftline: {redact_text(' '.join(message.split()))}\n")
     raise SystemExit(code)
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1_000)
 
 
 def _load(config: Path | None, process: str) -> Settings:

@@ -84,6 +84,25 @@ def write_backtest(report: Mapping[str, Any], *, as_json: bool) -> None:
     )
 
 
+def write_replay(
+    letters: Sequence[tuple[Mapping[str, Any], str]], *, dry_run: bool, as_json: bool
+) -> None:
+    """What became of each letter; for people, how many had each fate, and those that were not sent."""
+    if as_json:
+        write_json([{**letter, "fate": fate} for letter, fate in letters])
+        return
+    rows = [
+        {name: letter[name] for name in ("time", "stage", "reason", "topic", "partition", "offset")}
+        | {"not sent": fate}
+        for letter, fate in letters
+        if fate != "sent"
+    ]
+    if rows:
+        write_rows(rows, as_json=False)
+    sent = len(letters) - len(rows)
+    say(f"{'would send' if dry_run else 'sent'} {sent:,} of {len(letters):,} messages again")
+
+
 def _outcome_row(outcome: Mapping[str, Any]) -> dict[str, Any]:
     row = {
         "rule": outcome["rule"],

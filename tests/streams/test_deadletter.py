@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 
-from streams.deadletter import MAX_RECORD, dead_letter, header_list
+from monitor.errors import InvalidEventError
+from monitor.events import Event
+from streams.deadletter import MAX_RECORD, Allowance, dead_letter, header_list, refused_events
 
 
 def died(**fields: Any) -> Message:
@@ -49,10 +51,77 @@ def test_headers_may_repeat_and_those_of_an_earlier_death_are_replaced() -> None
     headers = [("a", b"1"), ("driftline.error.reason", b"old"), ("a", b"2")]
     message = died(value=b"x", headers=headers)
     assert header_list(message) == headers
-    kept = dead_letter(message, reason="too_old", detail="", stage="sink", attempt=2)["headers"]
+    kept = dead_letter(message, reason="too_old", detail="", stage="sink")["headers"]
     assert kept[:2] == [("a", b"1"), ("a", b"2")]
     assert [v for n, v in kept if n == "driftline.error.reason"] == [b"too_old"]
-    assert ("driftline.error.attempt", b"2") in kept
+
+
+@pytest.mark.parametrize(
+    ("said", "attempt"),
+    [(b"2", b"2"), (b"31", b"31"), (b"0", b"1"), (b"-4", b"1"), (b"9999", b"1"), (b"x\xff", b"1")],
+)
+def test_a_message_that_was_replayed_dies_at_the_attempt_that_it_carries(
+    said: bytes, attempt: bytes
+) -> None:
+    _, _, headers = letter(died(value=b"x", headers=[("driftline.replay.attempt", said)]))
+    assert headers["driftline.error.attempt"] == attempt
+    assert "driftline.replay.attempt" not in headers
+
+
+def outcomes(story: str) -> list[Event | InvalidEventError]:
+    """``g`` a good event, ``u`` one of a model that nobody follows, ``b`` a bad one."""
+    bad = InvalidEventError("wrong_type", "")
+    return [bad if c == "b" else Event("known" if c == "g" else "unknown", 1) for c in story]
+
+
+@pytest.mark.parametrize(
+    ("story", "dead", "refused"),
+    [
+        pytest.param("b", 1, None, id="all of one"),
+        pytest.param("bb", 2, None, id="all of several"),
+        pytest.param("gbgb", 2, "1,3", id="bad ones"),
+        pytest.param("gbu", 2, "1,2", id="and unknown ones"),
+        pytest.param("gbuu", 2, "?", id="of which some were counted: nobody can tell which"),
+        pytest.param("gb", 0, "?", id="other than it was"),
+        pytest.param("b" * 3_000 + "g", 3_000, "?", id="too many to say"),
+    ],
+)
+def test_of_a_message_with_events_that_were_counted_the_refused_ones_are_named(
+    story: str, dead: int, refused: str | None
+) -> None:
+    assert refused_events(outcomes(story), dead, {"known": 1}.get) == refused
+
+
+def sent(allowance: Allowance, *batches: tuple[float, str]) -> list[str]:
+    """What is sent of each batch: a letter is its reason."""
+    said = []
+    for now_s, reasons in batches:
+        kept, allowance = allowance.sift(reasons, now_s)
+        said.append("".join(r for r, keep in zip(reasons, kept, strict=True) if keep))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        pytest.param([(0, "aab")], ["aab"], id="a few"),
+        pytest.param([(0, "aaaaaaaaa")], ["aaaaaa"], id="a flood is cut"),
+        pytest.param([(0, "aaaaaaaaab")], ["aaaaaab"], id="but not the first of another reason"),
+        pytest.param([(0, "aaaaaaaa"), (5, "a"), (10, "aa")], ["aaaaaa", "", "a"], id="refilled"),
+        pytest.param([(0, "aaaaaaaab"), (50, "b" * 9)], ["aaaaaab", "bbbbb"], id="by the minute"),
+        pytest.param([(0, "a" * 9), (600, "a" * 9)], ["a" * 6] * 2, id="and never more than full"),
+        pytest.param([(0, "aaaaaab"), (59, "aaaaaaab"), (61, "aab")], ["aaaaaab", "aaaaa", "ab"], id="each reason once a minute"),
+    ],
+)  # fmt: skip
+def test_a_flood_sends_what_is_allowed_and_one_of_each_reason(
+    batches: list[tuple[float, str]], expected: list[str]
+) -> None:
+    assert sent(Allowance(6), *batches) == expected
+
+
+def test_a_batch_that_is_rolled_back_has_spent_nothing() -> None:
+    allowance = Allowance(6)
+    assert allowance.sift("aaa", 0.0) == allowance.sift("aaa", 0.0)
 
 
 @pytest.mark.parametrize(

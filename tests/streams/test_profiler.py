@@ -2,187 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from typing_extensions import override
 
-from monitor import wire
 from monitor.errors import TransientError
-from monitor.settings import KafkaSettings, LimitSettings, ProfilerSettings, Settings
-from streams import evaluator, sink, topics, wiring
+from monitor.settings import KafkaSettings, ProfilerSettings, Settings
+from streams import evaluator, sink
 from streams import profiler as profiler_module
 from streams.deadletter import header_list
 from streams.profiler import Profiler
 from streams.registry import Registry
-from tests.monitor.builders import MODEL, NOW, SECOND, START, body, event
-from tests.streams.builders import POLICY, Known, marks, model
+from tests.monitor.builders import MODEL, NOW, SECOND, START, event
+from tests.streams.builders import POLICY
 from tests.streams.builders import message as message_of
+from tests.streams.profiled import STATES, Bench, Live, Make, drain, running, some
+from tests.streams.standing import Standing
+
+if TYPE_CHECKING:
+    from tests.kafka.broker import KafkaBroker
 
 pytestmark = pytest.mark.timeout(120)
-
-KNOWN = Known(model(MODEL), model("fraud", segments=[]))
-SOURCES, STATES = 2, 2
-
-
-class Bench:
-    """A broker with topics of one's own, what was sent there, and what came out."""
-
-    def __init__(self, address: str, **changes: Any) -> None:
-        prefix = f"profiler-{uuid.uuid4().hex[:8]}."
-        fast = {"batch_events": 100, "batch_wait_s": 0.2, "idle_after_s": 0.5, "heartbeat_s": 30.0}
-        self.settings = Settings(
-            kafka=KafkaSettings(
-                bootstrap=address,
-                topic_prefix=prefix,
-                session_timeout_s=6,
-                predictions_partitions=SOURCES,
-                detector_partitions=STATES,
-            ),
-            profiler=ProfilerSettings(instance="test", **{**fast, **changes}),
-            limits=LimitSettings(models=3),
-        )
-        self.topics = wiring.topics(self.settings)
-        self.address = address
-        admin = AdminClient({"bootstrap.servers": address})
-        topics.create(admin, self.topics, wiring.widths(self.settings))
-        self.producer = Producer({"bootstrap.servers": address, "log_level": 0})
-        self.sent = [0] * SOURCES
-
-    def send(self, partition: int, *values: Any, **record: Any) -> None:
-        """Messages to one source partition: bytes as they are, anything else as JSON."""
-        for value in values:
-            raw = value if isinstance(value, bytes) else body(value)
-            self.producer.produce(self.topics.predictions, raw, partition=partition, **record)
-            self.sent[partition] += 1
-        assert self.producer.flush(20) == 0
-
-    def read(self, topic: str) -> list[Message]:
-        """Everything committed on a topic."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.address,
-                "group.id": "look",
-                "enable.partition.eof": True,
-                "isolation.level": "read_committed",
-            }
-        )
-        width = len(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(width)])
-        messages, open_ = [], set(range(width))
-        while open_:
-            message = consumer.poll(10)
-            assert message is not None, f"{topic} has no end"
-            error = message.error()
-            if error is None:
-                messages.append(message)
-            else:
-                assert error.code() == KafkaError._PARTITION_EOF
-                open_.discard(cast("int", message.partition()))
-        consumer.close()
-        return messages
-
-    def profiles(self) -> list[list[wire.Profiles]]:
-        """The messages of each profiles partition, in order."""
-        found: list[list[wire.Profiles]] = [[] for _ in range(STATES)]
-        for message in self.read(self.topics.profiles):
-            decoded = wire.decode(message.value() or b"")
-            assert isinstance(decoded, wire.Profiles)
-            found[cast("int", message.partition())].append(decoded)
-        return found
-
-    def account(self) -> Counter[str]:
-        """Events by fate; fails if a chain has a gap or an overlap, or the partitions disagree."""
-        total: Counter[str] = Counter()
-        for target, messages in enumerate(self.profiles()):
-            at: dict[int, int] = {}
-            for x in (link for profiles in messages for link in profiles.links):
-                assert x.start == at.get(x.partition, 0), f"{target}: {x} does not follow {at}"
-                at[x.partition] = x.end
-                for fate in ("on_time", "late", "calibrating"):
-                    total[fate] += getattr(x, fate)
-                if target == 0:
-                    total["events"] += x.events
-                    total["dead"] += x.dead
-            assert at == {p: n for p, n in enumerate(self.sent) if p in at}
-        return total
-
-    def is_drained(self) -> bool:
-        """Whether the last links cover everything that was sent."""
-        ends = [
-            {x.partition: x.end for profiles in messages for x in profiles.links}
-            for messages in self.profiles()
-        ]
-        return all(end == dict(enumerate(self.sent)) for end in ends)
-
-
-Make = Callable[..., Profiler]
-
-
-@contextmanager
-def running(bench: Bench, make: Make = Profiler) -> Iterator[None]:
-    """A profiler in a thread; what ended it is raised here."""
-    stop, failures = threading.Event(), list[BaseException]()
-
-    def work() -> None:
-        try:
-            registry = cast("Registry", _Live())
-            clock = lambda: NOW / 1_000  # noqa: E731
-            make(bench.settings, registry, clock=clock, monotonic=time.monotonic).run(stop)
-        except BaseException as failure:  # noqa: BLE001  it is raised in the test
-            failures.append(failure)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
-
-
-class _Live(Known):
-    """Known models, with the one more question that the loop asks."""
-
-    def __init__(self) -> None:
-        super().__init__(*KNOWN.models.values())
-
-    def all(self) -> Any:
-        return self.models
-
-
-def drain(bench: Bench, make: Make = Profiler, timeout_s: float = 45) -> None:
-    """Run a profiler until everything sent is accounted for, then stop it."""
-    with running(bench, make):
-        deadline = time.monotonic() + timeout_s
-        while not bench.is_drained():
-            assert time.monotonic() < deadline, "not drained"
-            time.sleep(0.2)
-
-
-def some(n: int, at: int = 0, **fields: Any) -> list[dict[str, Any]]:
-    return [event(START + (at + i) * SECOND, id=f"e{at + i}", **fields) for i in range(n)]
 
 
 def test_events_are_counted_once_over_a_restart_and_bad_ones_are_dead_letters(
@@ -394,10 +246,10 @@ class Halving(Profiler):
     now_s = 100.0
 
     @override
-    def _commit(self, batch: Any, outcome: Any, profiles: Any) -> bool:
+    def _commit(self, batch: Any, outcome: Any, *_: Any) -> bool:
         self.now_s += 5.0
         self.spoken.append((len(batch), {x.partition: x.idle for x in outcome.profiles[0].links}))
-        self._marks.update(outcome.marks)
+        self._source.positions.committed(outcome.marks)
         return True
 
 
@@ -406,12 +258,12 @@ def test_no_part_of_a_halved_batch_calls_a_partition_idle_that_a_later_part_has_
 ) -> None:
     monkeypatch.setattr(profiler_module, "_MAX_MESSAGE", SMALL)
     halving = object.__new__(Halving)  # without its clients
-    halving.spoken = []
+    halving.spoken, halving._dropped = [], 0
     halving._settings = ProfilerSettings(idle_after_s=0.5)
-    halving._registry = cast("Registry", _Live())
+    halving._registry = cast("Registry", Live())
     halving._clock, halving._monotonic = (lambda: NOW / 1_000), (lambda: halving.now_s)
-    halving._policy, halving._jumps, halving._sent_s = POLICY, {}, 0.0
-    halving._at_end, halving._marks = {1: 99.0, 2: 99.0}, marks([0, 1, 2])
+    halving._policy, halving._sent_s = POLICY, 0.0
+    halving._source = Standing(3, lambda: halving.now_s, silent={1: 99.0, 2: 99.0})
     reads = [
         profiler_module._Read(message_of(p, i, e), Message())
         for p in (0, 1)
@@ -433,3 +285,134 @@ def test_a_process_whose_broker_is_away_says_so_at_once(
     with pytest.raises(TransientError, match=r"no Kafka broker answers at 127\.0\.0\.1:9"):
         process.run(settings, threading.Event())
     assert time.monotonic() - began < 10
+
+
+def test_a_flood_of_bad_messages_is_counted_in_full_and_its_letters_are_capped(kafka: str) -> None:
+    bench = Bench(kafka, dead_letters_per_minute=5)
+    bench.send(0, *[b"\xffnot json"] * 40, {"ts": 5, "model": MODEL}, *some(1))
+    drain(bench)
+    account = bench.account()
+    assert (account["events"], account["dead"], account["on_time"]) == (42, 41, 1)
+    reasons = [dict(header_list(m))["driftline.error.reason"] for m in bench.read(bench.topics.dlq)]
+    assert reasons == [b"not_json"] * 5 + [b"bad_timestamp"]
+
+
+def test_two_profilers_of_one_name_fence_each_other_and_count_once(kafka: str) -> None:
+    bench = Bench(kafka, batch_events=20)
+    bench.send(0, *some(300))
+    bench.send(1, *some(300, 300))
+    with running(bench):
+        drain(bench)
+    account = bench.account()
+    assert account["events"] == account["on_time"] + account["late"] == 600
+
+
+@pytest.mark.timeout(180)
+def test_a_broker_that_dies_in_the_middle_of_a_commit_costs_a_producer_and_no_event(
+    kafka_factory: Callable[[], KafkaBroker],
+) -> None:
+    broker = kafka_factory()
+    bench = Bench(broker.address, batch_events=20)
+    bench.send(0, *some(60))
+    made: list[Producer] = []
+
+    class Interrupted(Profiler):
+        @override
+        def _new_producer(self) -> Producer:
+            made.append(super()._new_producer())
+            return made[-1] if len(made) > 1 else cast("Producer", Dying(made[0], broker))
+
+    with patiently(bench, Interrupted):
+        deadline = time.monotonic() + 120
+        while len(made) < 2 or not bench.is_drained():
+            assert time.monotonic() < deadline, "not drained"
+            time.sleep(0.5)
+    account = bench.account()
+    assert account["events"] == account["on_time"] + account["late"] == 60
+    broker.stop()
+
+
+class Dying:
+    """A producer whose broker is killed when it first commits, and comes back after its patience."""
+
+    def __init__(self, real: Producer, broker: KafkaBroker) -> None:
+        self._real, self._broker, self._killed = real, broker, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def commit_transaction(self, _timeout: float) -> None:
+        if not self._killed:
+            self._killed = True
+            assert self._real.flush(10) == 0
+            self._broker.kill()
+            threading.Timer(8, self._broker.start).start()
+        self._real.commit_transaction(1)  # five times
+
+
+@contextmanager
+def patiently(bench: Bench, make: Make) -> Iterator[None]:
+    """A profiler in a thread that is started again whenever the broker was away, as its process is."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            with suppress(KafkaException):
+                registry, clock = cast("Registry", Live()), lambda: NOW / 1_000
+                make(bench.settings, registry, clock=clock, monotonic=time.monotonic).run(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_message_that_kills_three_workers_is_a_dead_letter_and_all_others_count_once(
+    kafka: str,
+) -> None:
+    bench = Bench(kafka)
+    bench.send(0, *some(30), b"deadly:segfault", *some(30, 30))
+    bench.send(1, *some(40, 60))
+    ends = [deadly(bench, f"w{i}").wait(60) for i in range(3)]
+    assert ends == [-signal.SIGSEGV] * 3
+    last = deadly(bench, "w3")
+    try:
+        deadline = time.monotonic() + 60
+        while not bench.is_drained():
+            assert time.monotonic() < deadline, "not drained"
+            assert last.poll() is None
+            time.sleep(0.5)
+    finally:
+        last.terminate()
+        last.wait(20)
+    account = bench.account()
+    assert (account["events"], account["dead"]) == (101, 1)
+    assert account["on_time"] + account["late"] == 100
+    (letter,) = bench.read(bench.topics.dlq)
+    headers = dict(header_list(letter))
+    assert letter.value() == b"deadly:segfault"
+    assert headers["driftline.error.reason"] == b"killed_worker"
+    assert headers["driftline.error.detail"] == b"signal 11 (SIGSEGV)"
+
+
+def deadly(bench: Bench, instance: str) -> subprocess.Popen[bytes]:
+    """A profiler as a process, whose decoder the deadly messages end."""
+    chosen = bench.settings
+    settings = {
+        "KAFKA__BOOTSTRAP": bench.address,
+        "KAFKA__TOPIC_PREFIX": chosen.kafka.topic_prefix,
+        "KAFKA__SESSION_TIMEOUT_S": chosen.kafka.session_timeout_s,
+        "KAFKA__DETECTOR_PARTITIONS": STATES,
+        "PROFILER__INSTANCE": instance,
+        "LIMITS__MODELS": chosen.limits.models,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.streams.deadly", "profiler"],
+        env={**os.environ, **{f"DRIFTLINE_{name}": str(v) for name, v in settings.items()}},
+    )
