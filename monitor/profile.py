@@ -291,6 +291,8 @@ class Profile:
                 (~layout.moment_mask, counts),
                 (layout.moment_mask, moments),
             ):
+                if dtype not in _WIDTHS:
+                    raise IncompatibleError("damaged profile")
                 values = np.frombuffer(raw, dtype=np.dtype(dtype))
                 if len(values) != np.count_nonzero(mask):
                     raise IncompatibleError("damaged profile")  # one value would be broadcast
@@ -300,6 +302,7 @@ class Profile:
         return Profile(layout, vector, hints)
 
 
+_WIDTHS: Final = ("u1", "<i2", "<i4", "<i8")
 _TO_MOMENTS: Final = len(SPECIALS) + len(FLAGS) + np.arange(MOMENTS)
 _NOTHING: Final = (0, 0.0, 0.0)
 
@@ -340,11 +343,11 @@ def _merge_unseen(
 
 
 def _narrow(vector: Ints) -> tuple[str, bytes]:
-    for dtype in ("u1", "<i2", "<i4"):
+    for dtype in _WIDTHS[:-1]:
         bounds = np.iinfo(dtype)
         if len(vector) == 0 or (vector.min() >= bounds.min and vector.max() <= bounds.max):
             return dtype, vector.astype(dtype).tobytes()
-    return "<i8", vector.astype("<i8").tobytes()
+    return _WIDTHS[-1], vector.astype(_WIDTHS[-1]).tobytes()
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")

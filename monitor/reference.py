@@ -31,6 +31,7 @@ from monitor.spec import ModelSpec, WindowSpec
 from monitor.vectors import VectorColumns, VectorSample
 
 SAMPLE: Final = 1 << 17  # values kept per numeric column: quantiles to about 0.3 % of mass
+MAX_RAW_BYTES: Final = 32 << 20  # of a record before it is compressed
 MAX_COUNTED_CATEGORIES: Final = 100_000
 MAX_BLOCKS: Final = 1_024
 MAX_BLOCK_CELLS: Final = 1 << 25  # 256 MiB of int64: more segments or bins make longer blocks
@@ -229,12 +230,21 @@ def _vector_nulls(
 
 
 def dump(reference: Reference | None, spec: ModelSpec) -> bytes:
-    """A record of the ``models`` topic: spec and reference, compressed JSON."""
+    """A record of the ``models`` topic: spec and reference, compressed JSON.
+
+    Raises:
+        ConfigError: larger than ``load`` takes.
+    """
     form = {
         "spec": spec.model_dump(mode="json"),
         "reference": None if reference is None else reference.to_dict(),
     }
-    return zlib.compress(msgspec.json.encode(form))
+    raw = msgspec.json.encode(form)
+    if len(raw) > MAX_RAW_BYTES:
+        raise ConfigError(
+            f"the reference has {len(raw):,} bytes before it is compressed, over {MAX_RAW_BYTES:,}: name fewer features or segments"
+        )
+    return zlib.compress(raw)
 
 
 def load(value: bytes) -> tuple[ModelSpec, Reference | None]:
@@ -244,17 +254,26 @@ def load(value: bytes) -> tuple[ModelSpec, Reference | None]:
         IncompatibleError: damaged, or of another release.
     """
     try:
-        form = msgspec.json.decode(zlib.decompress(value))
+        form = msgspec.json.decode(_unpacked(value))
         spec = ModelSpec.model_validate(form["spec"])
         return spec, None if form["reference"] is None else Reference.from_dict(form["reference"])
     except (zlib.error, msgspec.MsgspecError, *_DAMAGE) as err:
         raise IncompatibleError(f"damaged model record: {type(err).__name__}") from err
 
 
+def _unpacked(value: bytes) -> bytes:
+    """The JSON in a record. A small one may stand for gigabytes: of a larger one than ours nothing is unpacked beyond the bound."""
+    stream = zlib.decompressobj()
+    raw = stream.decompress(value, MAX_RAW_BYTES)
+    if not stream.eof:
+        raise zlib.error("cut short, or too large")
+    return raw
+
+
 def spec_of(value: bytes) -> ModelSpec | None:
     """The spec of a record whose reference ``load`` cannot read; ``None`` if that is damaged as well."""
     try:
-        return ModelSpec.model_validate(msgspec.json.decode(zlib.decompress(value))["spec"])
+        return ModelSpec.model_validate(msgspec.json.decode(_unpacked(value))["spec"])
     except (zlib.error, msgspec.MsgspecError, *_DAMAGE):
         return None
 

@@ -6,7 +6,7 @@ one: the samples are dropped all the same, and the reason goes to the dead lette
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,9 +22,9 @@ from streams.models import MAX_RECORD, too_large
 _SAMPLE: Final = b"sample/"
 _DONE: Final = b"sampled/"
 DEFAULT_EVENTS: Final = Calibration().events
-MAX_CALIBRATING: Final = (
-    200  # models at once: of more, as when names are generated, none is sampled
-)
+MAX_CALIBRATING: Final = 200  # models at once that nobody has described: names may be generated
+MAX_MODEL_BYTES: Final = 16 << 20  # of one model's samples; 5,000 events of 200 numbers are 12 MB
+MAX_BYTES: Final = 256 << 20  # of all models that nobody has described
 MAX_FEATURES: Final = 200  # inferred; a spec may name more
 
 
@@ -39,19 +39,32 @@ Writes = list[tuple[bytes, bytes | None]]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a sample causes: table writes, and once the events suffice the model's record, or why there is none."""
+    """What a sample causes: table writes, and once the events suffice the model's record, or why there is none.
+
+    ``accepted`` is false where there was no room for it.
+    """
 
     writes: Writes
     record: bytes | None = None
     failure: str | None = None
+    accepted: bool = True
 
 
 class Samples:
-    """Collected events by model. Mutable: they accumulate. Each sample is a table value of its own, written once."""
+    """Collected events by model. Mutable: they accumulate. Each sample is a table value of its own, written once.
+
+    Models that nobody has described have a bounded number of places and bounded memory. A model that no reference can be made for keeps its place,
+    so that it isn't tried for ever. One with a spec always has a place: there are as many as people write.
+    """
 
     def __init__(self) -> None:
         self._chunks: dict[str, dict[bytes, _Stored]] = {}
         self._done: set[str] = set()
+
+    @property
+    def models(self) -> list[str]:
+        """Models that have a place."""
+        return sorted(self._chunks.keys() | self._done)
 
     def restore(self, rows: Mapping[bytes, bytes]) -> None:
         """Take up the samples in a table."""
@@ -61,21 +74,37 @@ class Samples:
                 stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
                 self._chunks.setdefault(stored.model, {})[key] = stored
 
-    def add(self, sample: wire.Sample, spec: ModelSpec | None, offset: int, index: int) -> Taken:
+    def add(
+        self,
+        sample: wire.Sample,
+        spec: ModelSpec | None,
+        offset: int,
+        index: int,
+        *,
+        places: int = MAX_CALIBRATING,
+    ) -> Taken:
         """Take up a sample.
 
         The same sample at the same offset replaces itself. What comes after the reference was built is of no use here: that it was built
         is written down, since a crash may come between that and the deletions.
+
+        Args:
+            sample: events of a model.
+            spec: what its owner says about it, if anything.
+            offset: of the message that it came with.
+            index: its place there.
+            places: how many models that nobody has described there may be.
         """
         if sample.model in self._done:
             return Taken(self._drop(sample.model))
-        if self._is_full(sample.model):
-            return Taken([])
+        if spec is None and not self._has_place(sample, places):
+            return Taken([], accepted=False)
         stored = _Stored(sample.model, sample.events, sample.rows)
         chunks = self._chunks.setdefault(sample.model, {})
         key = b"%b%020d/%d" % (_SAMPLE, offset, index)
         chunks[key] = stored
-        if sum(chunk.events for chunk in chunks.values()) < _wanted(spec):
+        enough = sum(chunk.events for chunk in chunks.values()) >= _wanted(spec)
+        if not enough and _size(chunks.values()) < MAX_MODEL_BYTES:
             return Taken([(key, wire.pack(msgspec.msgpack.encode(stored)))])
         record, failure = _built(sample.model, spec, list(chunks.values()))
         self._done.add(sample.model)
@@ -94,8 +123,15 @@ class Samples:
     def _drop(self, model: str) -> Writes:
         return [(key, None) for key in self._chunks.pop(model, ())]
 
-    def _is_full(self, model: str) -> bool:
-        return model not in self._chunks and len(self._chunks) >= MAX_CALIBRATING
+    def _has_place(self, sample: wire.Sample, places: int) -> bool:
+        if sample.model not in self._chunks and len(self.models) >= min(places, MAX_CALIBRATING):
+            return False
+        held = sum(_size(chunks.values()) for chunks in self._chunks.values())
+        return held + len(sample.rows) <= MAX_BYTES
+
+
+def _size(chunks: Iterable[_Stored]) -> int:
+    return sum(len(chunk.rows) for chunk in chunks)
 
 
 def _wanted(spec: ModelSpec | None) -> int:

@@ -14,6 +14,7 @@ Everything stays in the partition that it came from, which is the model's. ``inc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -26,7 +27,7 @@ from alerting.notify import plan
 from monitor import wire
 from monitor.wire import Command, OutboxItem, Verdicts
 from streams.registry import Lookup
-from streams.stage import Output, Stage, Step, dead_letter, read
+from streams.stage import Noted, Output, Stage, Step, dead_letter, read
 from streams.topics import Topics
 
 _BOOK: Final = b"book/"
@@ -39,11 +40,15 @@ class IncidentStage(Stage):
         topics: where outputs go.
         lookup: notify targets and actions of the models; for an unknown model nothing is sent.
         rules: how verdicts become incidents.
+
+    Attributes:
+        overflow: incidents that were not opened since there are enough, and dead letters, since this process began: for its metrics.
     """
 
     def __init__(self, topics: Topics, lookup: Lookup, rules: Rules = DEFAULT_RULES) -> None:
         self._topics, self._lookup, self._rules = topics, lookup, rules
         self._books: dict[int, dict[str, Book]] = {}
+        self.overflow: Counter[Noted] = Counter()
 
     @override
     def restore(self, partition: int, table: Iterable[tuple[bytes, bytes]]) -> None:
@@ -58,6 +63,7 @@ class IncidentStage(Stage):
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
         message = read(value)
         if not isinstance(message, Verdicts | Command):
+            self.overflow["dead_letters"] += 1
             yield dead_letter(self._topics.dlq, "incidents", topic, partition, offset, value)
             return
         books = self._books.setdefault(partition, {})
@@ -69,6 +75,7 @@ class IncidentStage(Stage):
         decided, published, items = plan(decided, changes, model.spec if model else None)
         if decided is book:
             return  # a repeat at a new offset, or a command about nothing: there is nothing to remember
+        self.overflow["incidents"] += _not_opened(decided) - _not_opened(book)
         decided = replace(decided, offsets={**decided.offsets, topic: offset})
         books[message.model] = decided
         outputs = (*self._incidents(partition, published), *self._outbox(partition, items))
@@ -89,3 +96,7 @@ class IncidentStage(Stage):
     def _outbox(self, partition: int, items: Iterable[OutboxItem]) -> Iterator[Output]:
         for item in items:
             yield Output(self._topics.outbox, partition, item.id.encode(), wire.encode(item))
+
+
+def _not_opened(book: Book) -> int:
+    return book.counters.get("not_opened", 0)  # as alerting.incidents counts them

@@ -7,14 +7,17 @@ The protocol of one message; the numbers stand in the code:
 2. *Chain fence* (``streams.chain``). Each link must start where its source partition was left. A gap is a lost message: it is counted in the table,
    and then ``ChainBreakError``, before anything is applied. A gap that outlives the restarts is booked as a hole, and passed.
 3. *Merge.* Deltas go into open panes. A pane or series whose value holds this message already (*value fence*: the offset stored beside it) skips it.
-   A delta for a closed pane becomes a late contribution to its windows. One whose reference is not to be had is left out: the ledger shows its events
-   as unaccounted, since its link counts them and no window does.
+   A delta for a closed pane becomes a late contribution to its windows, and so does one that would open a pane more than there is memory for. One
+   that is damaged or whose reference is not to be had goes to the dead letters: the ledger shows its events as unaccounted, since its link counts
+   them and no window does.
 4. *Close.* Panes and windows that the new watermark has passed close in the order of event time and are judged.
-5. *Write*, in this order: what restoring left over is deleted, open panes, series, deletions of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
+5. *Write*, in this order: decisions that a repeat must not take anew, what is no longer needed since an earlier message, open panes, series, deletions
+   of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
 
 A crash leaves a prefix of the writes, and without the chain the message is applied again: what was written has its fence, the rest is computed anew
-from the same values, and outputs repeat bit for bit. A closed pane that was not deleted is known by its series, which holds it. The chain is no
-deletion, and so never the tombstone at the end of a changelog that compaction would take away from under a recovery.
+from the same values, and outputs repeat bit for bit. A closed pane that was not deleted is known by its series, which holds it; so a series that is
+forgotten goes one message later. Which versions have a place (``monitor.versions``) and which deltas found no room depends on what is there,
+which half of the writes have changed by then: such decisions are the first to be written. The chain is no deletion, and so never the tombstone at the end of a changelog that compaction would take away from under a recovery.
 
 References are found on the compacted ``models`` topic, which may have dropped an old one between two lives of this process. State in its bins cannot
 be read then: its rows are left out, and deleted with the next writes.
@@ -22,12 +25,12 @@ be read then: its rows are left out, and deleted with the next writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Final, TypeVar
+from typing import Final, Literal
 
-import msgspec
 from msgspec.structs import replace
 from typing_extensions import override
 
@@ -35,6 +38,7 @@ from monitor import wire
 from monitor.errors import IncompatibleError, TransientError
 from monitor.judge import Judge
 from monitor.panes import (
+    MAX_VERSIONS,
     ClosedPane,
     ClosedWindow,
     Panes,
@@ -43,35 +47,34 @@ from monitor.panes import (
     late_contributions,
 )
 from monitor.profile import Layout, Profile
+from streams import merge_table as kept
 from streams.calibrate import Samples
 from streams.chain import ChainFence
 from streams.models import Model
 from streams.registry import Lookup
-from streams.stage import ChainBreakError, Output, Stage, Step, dead_letter, read
+from streams.stage import ChainBreakError, Noted, Output, Stage, Step, dead_letter, read
 from streams.topics import Topics, partition_of
 
-_PANE: Final = b"pane/"
-_SERIES: Final = b"series/"
 _NEVER: Final = -1
 
 PaneKey = tuple[SeriesKey, int]
-T = TypeVar("T")
+LetterReason = Literal["damaged", "no_reference"]
 
 
-class _PaneState(msgspec.Struct, array_like=True):
-    key: SeriesKey
-    start_ms: int
-    offset: int
-    profile: bytes
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one partition of ``profiles`` may hold, whatever is sent.
 
+    Attributes:
+        versions: of a model, followed one by one; further ones together.
+        models: models in all; of further ones no reference is made.
+        open_bytes: memory of open panes. Beyond it, models that have more than their fair part open no more: of those, what cannot wait is counted at
+            once, as a correction. Twice as much is never exceeded.
+    """
 
-class _SeriesState(msgspec.Struct, array_like=True):
-    key: SeriesKey
-    offset: int
-    first_ms: int | None
-    through_ms: int | None
-    windows: list[tuple[int, int, bytes]]  # size, start, profile
-    judge: bytes
+    versions: int = MAX_VERSIONS
+    models: int = 100
+    open_bytes: int = 256 << 20
 
 
 @dataclass(slots=True)
@@ -83,7 +86,8 @@ class _Partition:
     judges: dict[SeriesKey, Judge] = field(default_factory=dict)
     fences: dict[PaneKey | SeriesKey, int] = field(default_factory=dict)
     stored: set[PaneKey] = field(default_factory=set)
-    orphans: list[bytes] = field(default_factory=list)  # rows that restoring found to be dead
+    orphans: list[bytes] = field(default_factory=list)  # rows to delete with the next message
+    crowded: kept.Crowded = field(default_factory=lambda: kept.Crowded(_NEVER, []))
     samples: Samples = field(default_factory=Samples)
 
 
@@ -91,7 +95,10 @@ class _Partition:
 class _Effects:
     """What one message causes, gathered while it is applied."""
 
+    offset: int
     outputs: list[Output] = field(default_factory=list)
+    letters: dict[LetterReason, list[wire.Delta]] = field(default_factory=dict)
+    crowded: list[int] = field(default_factory=list)
     panes: dict[PaneKey, Profile] = field(default_factory=dict)
     series: set[SeriesKey] = field(default_factory=set)
     closed: set[PaneKey] = field(default_factory=set)
@@ -106,13 +113,24 @@ class MergeStage(Stage):
         partitions: partitions of the detector's topics.
         lookup: the models and their references.
         sources: partitions of ``predictions``; the watermark waits until all of them were heard of.
+        bounds: what a partition may hold.
+
+    Attributes:
+        overflow: events beyond a bound, and dead letters, since this process began: for its metrics.
     """
 
     def __init__(
-        self, topics: Topics, partitions: int, lookup: Lookup, *, sources: int = 1
+        self,
+        topics: Topics,
+        partitions: int,
+        lookup: Lookup,
+        *,
+        sources: int = 1,
+        bounds: Bounds = Bounds(),
     ) -> None:
         self._topics, self._partitions, self._lookup = topics, partitions, lookup
-        self._sources = sources
+        self._sources, self._bounds = sources, bounds
+        self.overflow: Counter[Noted] = Counter()
         self._held: dict[int, _Partition] = {}
         self._lost: set[tuple[str, str]] = set()  # model and bins: waited for in vain
         self._waited = False  # in this message, or in this round of restores
@@ -121,13 +139,17 @@ class MergeStage(Stage):
     def restore(self, partition: int, table: Iterable[tuple[bytes, bytes]]) -> None:
         state = self._held[partition] = _Partition(ChainFence(self._sources))
         rows = dict(table)
-        for key, value in rows.items():
-            if key.startswith(_SERIES):
-                self._restore_series(state, key, value)
-        for key, value in rows.items():
-            if key.startswith(_PANE):
-                self._restore_pane(state, key, value)
         state.chain.restore(rows)
+        for key, value in kept.having(rows, kept.VERSIONS):
+            self._restore_roster(state, key, value)
+        for key, value in kept.having(rows, kept.SERIES):
+            self._restore_series(state, key, value)
+        for panes in state.panes.values():
+            panes.adopt()
+        for key, value in kept.having(rows, kept.PANE):
+            self._restore_pane(state, key, value)
+        if kept.CROWDED in rows:
+            state.crowded = kept.decode(rows[kept.CROWDED], kept.Crowded)
         state.samples.restore(rows)
 
     @override
@@ -142,6 +164,7 @@ class MergeStage(Stage):
             return
         message = read(value)
         if not isinstance(message, wire.Profiles):
+            self.overflow["dead_letters"] += 1
             yield dead_letter(self._topics.dlq, "merge", topic, partition, offset, value)
             return
         try:
@@ -151,9 +174,12 @@ class MergeStage(Stage):
             raise
         if admitted is None:
             return
-        effects = _Effects()
+        effects = _Effects(offset)
+        self._settle(state)
         for i, delta in enumerate(message.deltas):  # 3.
-            self._merge(state, effects, delta, offset, f"{partition}:{offset}:{i}")
+            self._merge(state, effects, delta, i, f"{partition}:{offset}:{i}")
+        for reason, deltas in effects.letters.items():
+            effects.outputs.append(self._letter(reason, (topic, partition, offset), deltas))
         chain.advance(offset, admitted)
         if chain.watermark_ms is not None:  # 4.
             self._close(state, effects, chain.watermark_ms)
@@ -173,39 +199,91 @@ class MergeStage(Stage):
             self._lost.add(bins)
             self._waited = True
             return None
-        if name not in state.panes:
-            windows = model.spec.windows
-            state.panes[name] = Panes(windows.pane, windows.sizes, windows.lateness)
+        self._panes(state, model)
         return model
 
+    def _panes(self, state: _Partition, model: Model) -> Panes:
+        name, windows = model.spec.model, model.spec.windows
+        if name not in state.panes:
+            limit = self._bounds.versions
+            state.panes[name] = Panes(windows.pane, windows.sizes, windows.lateness, versions=limit)
+        return state.panes[name]
+
     def _merge(
-        self, state: _Partition, effects: _Effects, delta: wire.Delta, offset: int, name: str
+        self, state: _Partition, effects: _Effects, delta: wire.Delta, index: int, name: str
     ) -> None:
-        key = SeriesKey(delta.model, delta.version, delta.segment, delta.bins_id)
+        key, offset = (
+            SeriesKey(delta.model, delta.version, delta.segment, delta.bins_id),
+            effects.offset,
+        )
         model = self._model(state, delta.model, delta.bins_id)
         if model is None:
+            effects.letters.setdefault("no_reference", []).append(delta)
             return
         panes = state.panes[delta.model]
-        profile = Profile.from_bytes(_layout(model), delta.profile)
-        if delta.late or panes.is_passed(delta.pane_ms, state.chain.watermark_ms):
-            for window in late_contributions(key, delta.pane_ms, profile, panes.sizes_ms):
-                effects.outputs.append(self._window(window, offset, contribution=name))
+        try:
+            profile = Profile.from_bytes(_layout(model), delta.profile)
+        except IncompatibleError:
+            effects.letters.setdefault("damaged", []).append(delta)
             return
-        if panes.is_taken(key, delta.pane_ms) and state.fences.get(key, _NEVER) >= offset:
+        is_late = delta.late or panes.is_passed(delta.pane_ms, state.chain.watermark_ms)
+        if is_late or not self._has_room(state, effects, (key, delta.pane_ms), index):
+            owner = panes.owner_of_late(key)
+            for window in late_contributions(owner, delta.pane_ms, profile, panes.sizes_ms):
+                effects.outputs.append(self._window(window, offset, contribution=name))
+            if not delta.segment:
+                self.overflow["versions"] += profile.n * (owner != key)
+                self.overflow["open_panes"] += profile.n * (not is_late)
+            return
+        if (
+            panes.is_taken(key, delta.pane_ms)
+            and state.fences.get(panes.owner(key, delta.pane_ms), _NEVER) >= offset
+        ):
             return
         pane = (key, delta.pane_ms)
         if pane in effects.panes or state.fences.get(pane, _NEVER) < offset:
             effects.panes[key, delta.pane_ms] = panes.add(key, delta.pane_ms, profile)
             state.fences[key, delta.pane_ms] = offset
 
+    def _has_room(self, state: _Partition, effects: _Effects, pane: PaneKey, index: int) -> bool:
+        """Whether a delta may be held until its pane closes. As it was decided when the message came for the first time."""
+        if state.crowded.offset == effects.offset:
+            return index not in state.crowded.deltas
+        mine = state.panes[pane[0].model]
+        if pane in mine.open or mine.open_bytes < self._bounds.open_bytes / len(state.panes):
+            return True
+        if sum(panes.open_bytes for panes in state.panes.values()) < self._bounds.open_bytes:
+            return True
+        effects.crowded.append(index)
+        return False
+
+    def _settle(self, state: _Partition) -> None:
+        """What earlier messages decided is final, and the series that it ended are of no use any more."""
+        for name, panes in state.panes.items():
+            gone, empty = panes.settle()
+            for key in gone:
+                state.orphans.append(kept.series_key(key))
+                state.judges.pop(key, None)
+                state.fences.pop(key, None)
+            state.orphans += [kept.versions_key(name, bins_id) for bins_id in empty]
+
+    def _letter(
+        self, reason: LetterReason, where: tuple[str, int, int], deltas: list[wire.Delta]
+    ) -> Output:
+        topic, partition, offset = where
+        self.overflow["dead_letters"] += 1
+        key = f"merge:{topic}:{partition}:{offset}:{reason}".encode()
+        return Output(self._topics.dlq, 0, key, wire.encode(wire.Profiles([], deltas)))
+
     def _close(self, state: _Partition, effects: _Effects, watermark_ms: int) -> None:
         for name in sorted(state.panes):
             panes, found = state.panes[name], list[wire.Verdicts]()
             for closed in panes.advance(watermark_ms):
-                judge = self._judge(state, closed.key)
-                effects.series.add(closed.key)
                 if isinstance(closed, ClosedPane):
-                    effects.closed.add((closed.key, closed.start_ms))
+                    self._take(state, effects, closed)
+                effects.series.add(closed.key)
+                judge = self._judge(state, closed.key)
+                if isinstance(closed, ClosedPane):
                     verdicts = judge.pane(closed.start_ms, panes.pane_ms, closed.profile)
                 else:
                     effects.outputs.append(
@@ -223,6 +301,14 @@ class MergeStage(Stage):
                     self._output(self._topics.verdicts, name, replace(this, closes=last))
                 )
 
+    def _take(self, state: _Partition, effects: _Effects, closed: ClosedPane) -> None:
+        """Note which open panes became a closed one."""
+        effects.closed.update((part, closed.start_ms) for part in closed.parts)
+        if closed.fresh:
+            state.judges.pop(closed.key, None)
+        if closed.parts != (closed.key,) and not closed.key.segment:
+            self.overflow["versions"] += closed.profile.n
+
     def _judge(self, state: _Partition, key: SeriesKey) -> Judge:
         if key not in state.judges:
             model = self._lookup.model(key.model, key.bins_id)
@@ -232,42 +318,59 @@ class MergeStage(Stage):
     def _calibrate(
         self, state: _Partition, effects: _Effects, samples: list[wire.Sample], offset: int
     ) -> None:
+        if samples:  # the only time when places are asked for
+            for name in filter(self._has_reference, state.samples.models):
+                effects.writes += state.samples.finish(name)
         for i, sample in enumerate(samples):
             model = self._lookup.newest(sample.model)
-            if model is not None and model.reference is not None:
-                effects.writes += state.samples.finish(sample.model)
-                continue
-            if model is not None and model.spec.reference.calibrate is None:
-                continue  # its reference is a file's: the owner has to apply it
+            if model is not None and (
+                model.reference is not None or model.spec.reference.calibrate is None
+            ):
+                continue  # it has a reference, or its owner has to apply the one from a file
             spec = None if model is None else model.spec
-            taken = state.samples.add(sample, spec, offset, i)
+            places = self._bounds.models - self._lookup.count()
+            taken = state.samples.add(sample, spec, offset, i, places=places)
             effects.writes += taken.writes
-            name = sample.model.encode()
+            self.overflow["models"] += 0 if taken.accepted else sample.events
+            key = sample.model.encode()
             if taken.record is not None:
-                effects.outputs.append(Output(self._topics.models, 0, name, taken.record))
+                effects.outputs.append(Output(self._topics.models, 0, key, taken.record))
             if taken.failure is not None:
+                self.overflow["dead_letters"] += 1
                 reason = f"no reference for {sample.model}: {taken.failure}".encode()
-                effects.outputs.append(Output(self._topics.dlq, 0, b"calibration:" + name, reason))
+                effects.outputs.append(Output(self._topics.dlq, 0, b"calibration:" + key, reason))
+
+    def _has_reference(self, name: str) -> bool:
+        model = self._lookup.newest(name)
+        return model is not None and model.reference is not None
 
     def _writes(self, state: _Partition, effects: _Effects) -> Iterator[tuple[bytes, bytes | None]]:
-        yield from ((key, None) for key in state.orphans)  # first: a row may come again
+        yield from self._decisions(state, effects)  # before anything that they depend on is changed
+        yield from ((key, None) for key in state.orphans)  # then these: a row may come again
         state.orphans.clear()
         for key, start in sorted(effects.panes.keys() - effects.closed):
-            pane = _PaneState(key, start, state.chain.offset, effects.panes[key, start].to_bytes())
+            pane = kept.PaneState(
+                key, start, state.chain.offset, effects.panes[key, start].to_bytes()
+            )
             state.stored.add((key, start))
-            yield _pane_key(key, start), _encode(pane)
+            yield kept.pane_key(key, start), kept.encode(pane)
         for key in sorted(effects.series):
             windows = state.panes[key.model].windows[key]
-            kept = [
+            unfinished = [
                 (size, start, profile.to_bytes()) for size, (start, profile) in windows.open.items()
             ]
             judge = state.judges[key].snapshot()
             state.fences[key] = state.chain.offset
             yield (
-                _series_key(key),
-                _encode(
-                    _SeriesState(
-                        key, state.chain.offset, windows.first_ms, windows.through_ms, kept, judge
+                kept.series_key(key),
+                kept.encode(
+                    kept.SeriesState(
+                        key,
+                        state.chain.offset,
+                        windows.first_ms,
+                        windows.through_ms,
+                        unfinished,
+                        judge,
                     )
                 ),
             )
@@ -276,11 +379,39 @@ class MergeStage(Stage):
             state.fences.pop(pane_key, None)
             if pane_key in state.stored:
                 state.stored.discard(pane_key)
-                yield _pane_key(*pane_key), None
+                yield kept.pane_key(*pane_key), None
         yield from state.chain.rows()
 
+    def _decisions(
+        self, state: _Partition, effects: _Effects
+    ) -> Iterator[tuple[bytes, bytes | None]]:
+        offset = effects.offset
+        if effects.crowded:
+            state.crowded = kept.Crowded(offset, effects.crowded)
+            yield kept.CROWDED, kept.encode(state.crowded)
+        for name in sorted(state.panes):
+            for bins_id, roster in sorted(state.panes[name].rosters.items()):
+                if roster.changed:
+                    steps = [(from_ms, dict(live)) for from_ms, live in roster.steps]
+                    stored = kept.RosterState(name, bins_id, offset, steps, roster.guests)
+                    row = kept.versions_key(name, bins_id)
+                    if row in state.orphans:  # it was empty, and is not any more
+                        state.orphans.remove(row)
+                    yield row, kept.encode(stored)
+                roster.recorded = False
+
+    def _restore_roster(self, state: _Partition, row: bytes, value: bytes) -> None:
+        stored = kept.decode(value, kept.RosterState)
+        model = self._model(state, stored.model, stored.bins_id)
+        if model is None:
+            state.orphans.append(row)
+            return
+        roster = state.panes[stored.model].roster(stored.bins_id)
+        roster.steps, roster.guests = list(stored.steps), stored.guests
+        roster.recorded = stored.offset > state.chain.offset
+
     def _restore_series(self, state: _Partition, row: bytes, value: bytes) -> None:
-        stored = _decode(value, _SeriesState)
+        stored = kept.decode(value, kept.SeriesState)
         model = self._model(state, stored.key.model, stored.key.bins_id)
         if model is None:
             state.orphans.append(row)
@@ -296,7 +427,7 @@ class MergeStage(Stage):
         state.fences[stored.key] = stored.offset
 
     def _restore_pane(self, state: _Partition, row: bytes, value: bytes) -> None:
-        stored = _decode(value, _PaneState)
+        stored = kept.decode(value, kept.PaneState)
         model = self._model(state, stored.key.model, stored.key.bins_id)
         pane, held = (stored.key, stored.start_ms), state.panes.get(stored.key.model)
         if model is None or held is None or held.is_taken(*pane):
@@ -343,22 +474,6 @@ class MergeStage(Stage):
         return Output(
             topic, partition_of(model, self._partitions), model.encode(), wire.encode(message)
         )
-
-
-def _pane_key(key: SeriesKey, start_ms: int) -> bytes:
-    return _PANE + msgspec.json.encode((*key, start_ms))
-
-
-def _series_key(key: SeriesKey) -> bytes:
-    return _SERIES + msgspec.json.encode(tuple(key))
-
-
-def _encode(state: msgspec.Struct) -> bytes:
-    return wire.pack(msgspec.msgpack.encode(state))
-
-
-def _decode(value: bytes, kind: type[T]) -> T:
-    return msgspec.msgpack.decode(wire.unpack(value), type=kind)
 
 
 def _layout(model: Model) -> Layout:

@@ -1,12 +1,16 @@
 """The ``performance`` stage: how labelled windows did, against the reference and against their own past.
 
 Only final windows are judged, each once and in order: the first labels of a window are the quick ones, and quick is not typical. What is remembered of a
-series of windows is one value with its *fence*, the offset of the last message in it: a message at or below it is known. What is no performance window
-goes to the dead letters.
+series of windows is one value with the offset of the last message in it. A message writes one value, and messages come in order, so one at or below the
+highest of these offsets (the *fence*) is known. What is no performance window goes to the dead letters.
+
+A bounded number of versions is followed. Measures of two versions do not add up, so there is no ``__other__`` here: windows of further versions are stored
+and shown, but not judged. A new version takes the place of the one that was silent for longest, if that is a day or more.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -18,11 +22,13 @@ from monitor import wire
 from monitor.budget import Levels
 from monitor.detectors import ErrorStream, ErrorStreamConfig
 from monitor.errors import IncompatibleError
+from monitor.panes import MAX_VERSIONS
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.verdicts import judge_performance
+from monitor.versions import Places
 from streams.registry import Lookup
-from streams.stage import Output, Stage, Step, dead_letter, read
+from streams.stage import Noted, Output, Stage, Step, dead_letter, read
 from streams.topics import Topics, partition_of
 
 _SERIES: Final = b"errors/"
@@ -46,11 +52,26 @@ class _Series:
 
 
 class PerformanceStage(Stage):
-    """Verdicts on performance, of the models whose partitions this worker holds."""
+    """Verdicts on performance, of the models whose partitions this worker holds.
 
-    def __init__(self, topics: Topics, partitions: int, lookup: Lookup) -> None:
+    Args:
+        topics: where verdicts go.
+        partitions: partitions of the detector's topics.
+        lookup: the models and their references.
+        versions: of a model, that are followed.
+
+    Attributes:
+        overflow: windows of versions beyond that, and dead letters, since this process began: for its metrics.
+    """
+
+    def __init__(
+        self, topics: Topics, partitions: int, lookup: Lookup, *, versions: int = MAX_VERSIONS
+    ) -> None:
         self._topics, self._partitions, self._lookup = topics, partitions, lookup
+        self._versions = versions
+        self.overflow: Counter[Noted] = Counter()
         self._held: dict[int, dict[SeriesKey, _Series]] = {}
+        self._fences: dict[int, int] = {}
 
     @override
     def restore(self, partition: int, table: Iterable[tuple[bytes, bytes]]) -> None:
@@ -60,15 +81,20 @@ class PerformanceStage(Stage):
                 stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
                 detector = _restored(stored.detector)
                 held[stored.key] = _Series(stored.offset, stored.start_ms, detector)
+        self._fences[partition] = max((series.offset for series in held.values()), default=_NEVER)
 
     @override
     def forget(self, partition: int) -> None:
         self._held.pop(partition, None)
+        self._fences.pop(partition, None)
 
     @override
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
+        if offset <= self._fences.get(partition, _NEVER):
+            return
         window = read(value)
         if not isinstance(window, wire.Performance):
+            self.overflow["dead_letters"] += 1
             yield dead_letter(self._topics.dlq, "performance", topic, partition, offset, value)
             return
         model = self._lookup.newest(window.model)
@@ -78,30 +104,42 @@ class PerformanceStage(Stage):
             return  # from before the spec changed
         held = self._held.setdefault(partition, {})
         key = (window.model, window.version, window.segment, window.size_ms)
-        series = held.get(key)
-        if series is not None and offset <= series.offset:
+        given_up = self._make_place(held, key, window.start_ms, model.spec)
+        if given_up is None:
+            self.overflow["versions"] += window.predictions
             return
-        levels = Levels.of(model.spec, model.reference.profiles, window.segment)
-        level = levels.performance[window.size_ms]
-        verdicts = judge_performance(window, model.reference, alpha=level)
-        if series is None:
-            series = _Series(offset, _BEFORE, None)
-        config = _config(model.reference, level)
-        detector = series.detector
-        if detector is None or detector.config != config:  # the budget or the reference changed
-            detector = ErrorStream(config)
-        # A corrected window is judged anew, but the detector saw it already.
-        if window.start_ms > series.start_ms:
-            verdicts += _watch(detector, window)
+        series = held.get(key, _Series(offset, _BEFORE, None))
+        verdicts, detector = _judged(window, model.spec, model.reference, series)
         start_ms = max(window.start_ms, series.start_ms)
-        held[key] = _Series(offset, start_ms, detector)
+        for old in given_up:
+            del held[old]
+        held[key], self._fences[partition] = _Series(offset, start_ms, detector), offset
         stored = _Stored(key, offset, start_ms, detector.snapshot())
         yield Step(
             outputs=(self._output(window, model.spec, verdicts),) if verdicts else (),
             writes=(
-                (_SERIES + msgspec.json.encode(key), wire.pack(msgspec.msgpack.encode(stored))),
+                *((_row(old), None) for old in given_up),
+                (_row(key), wire.pack(msgspec.msgpack.encode(stored))),
             ),
         )
+
+    def _make_place(
+        self, held: dict[SeriesKey, _Series], key: SeriesKey, start_ms: int, spec: ModelSpec
+    ) -> list[SeriesKey] | None:
+        """Series to give up so that the version in ``key`` can be followed; ``None``: it cannot be."""
+        if key in held:
+            return []
+        ends: dict[str, int] = {}
+        for (model, version, _, size), series in held.items():
+            if model == spec.model:
+                ends[version] = max(series.start_ms + size, ends.get(version, _BEFORE))
+        if key[1] in ends or len(ends) < self._versions:
+            return []
+        silent = Places.of(self._versions, spec.windows.sizes).yield_ms
+        oldest = min(ends, key=lambda version: (ends[version], version))
+        if ends[oldest] + silent > start_ms:
+            return None
+        return [other for other in held if other[:2] == (spec.model, oldest)]
 
     def _output(
         self, window: wire.Performance, spec: ModelSpec, verdicts: list[wire.Verdict]
@@ -120,6 +158,27 @@ class PerformanceStage(Stage):
         )
         partition = partition_of(spec.model, self._partitions)
         return Output(self._topics.verdicts, partition, spec.model.encode(), wire.encode(message))
+
+
+def _row(key: SeriesKey) -> bytes:
+    return _SERIES + msgspec.json.encode(key)
+
+
+def _judged(
+    window: wire.Performance, spec: ModelSpec, reference: Reference, series: _Series
+) -> tuple[list[wire.Verdict], ErrorStream]:
+    """Verdicts on a window, and the detector that has seen it."""
+    levels = Levels.of(spec, reference.profiles, window.segment)
+    level = levels.performance[window.size_ms]
+    verdicts = judge_performance(window, reference, alpha=level)
+    config = _config(reference, level)
+    detector = series.detector
+    if detector is None or detector.config != config:  # the budget or the reference changed
+        detector = ErrorStream(config)
+    # A corrected window is judged anew, but the detector saw it already.
+    if window.start_ms > series.start_ms:
+        verdicts += _watch(detector, window)
+    return verdicts, detector
 
 
 def _config(reference: Reference, level: float) -> ErrorStreamConfig:
@@ -161,4 +220,5 @@ def _watch(detector: ErrorStream, window: wire.Performance) -> list[wire.Verdict
     ]
 
 
+_NEVER: Final = -1
 _BEFORE: Final = -(2**62)

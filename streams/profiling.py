@@ -40,6 +40,8 @@ SAMPLE_EVENTS: Final = (
 SAMPLE_BYTES: Final = (
     2_000_000  # before compression, which takes out the names: the message keeps below 1 MiB
 )
+MAX_CELLS: Final = 16 << 20  # numbers in all profiles of one model: 128 MiB while they are counted
+MAX_PROFILE_BYTES: Final = wire.MAX_RAW_BYTES // 2  # of one message, before it is compressed
 SCORED_ROWS: Final = 5_000  # about 400 KB of Arrow
 SCORED_BYTES: Final = 800_000
 SCORED_SCHEMA: Final = pa.schema(
@@ -63,6 +65,10 @@ class SourceMessage:
     offset: int
     value: bytes | None
     headers: Mapping[str, bytes]
+
+
+class TooManyProfilesError(Exception):
+    """The events lie in so many panes, versions and segments that one batch of them takes too much memory: make it smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,9 @@ def profile_batch(
         idle: source partitions with nothing left to read.
         jumps: why a source partition does not start at its mark.
         refusal: why every event is to be refused as too large; ``None``: none is.
+
+    Raises:
+        TooManyProfilesError: halve the batch; a single message has to be refused.
     """
     newest = _frozen(newest)
     counts = {partition: _Counts() for partition in marks}
@@ -167,6 +176,8 @@ def profile_batch(
             continue
         columns = from_events(events, model.reference.layout.features)
         deltas[target] += _deltas(name, model.spec, model.reference, events, columns, late[index])
+        if sum(len(delta.profile) for delta in deltas[target]) > MAX_PROFILE_BYTES:
+            raise TooManyProfilesError(f"over {MAX_PROFILE_BYTES} bytes for one message")
         for fate, wanted in (("late", True), ("on_time", False)):
             _count(
                 counts,
@@ -326,6 +337,8 @@ def _deltas(
         for segments, code in _segment_codes(reference, columns)
     ]
     groupings = [Grouping(group.ravel(), cells.shape[1]) for _, cells, group in divided]
+    if sum(grouping.groups for grouping in groupings) * reference.layout.size > MAX_CELLS:
+        raise TooManyProfilesError(f"over {MAX_CELLS} numbers in the profiles of one model")
     grouped = columns.profiles(reference.layout, groupings)
     for (segments, cells, _), profiles in zip(divided, grouped, strict=True):
         for (v, start, is_late, s), profile in zip(cells.T.tolist(), profiles, strict=True):

@@ -32,6 +32,9 @@ _ANSWER_S: Final = 2.0
 _KEPT_REFERENCES: Final = 16  # per model: older ones have no open panes any more
 
 
+_MAX_MODELS: Final = 10_000  # of all: more than ``limits.models`` allows
+
+
 class Lookup(Protocol):
     """What the stages ask about models."""
 
@@ -47,6 +50,9 @@ class Lookup(Protocol):
 
     def known(self, model: str, bins_id: str) -> bool:
         """Whether ``model`` has an answer now, without waiting."""
+
+    def count(self) -> int:
+        """How many models there are."""
 
 
 def read(kafka: KafkaSettings, topics: Topics) -> Mapping[str, Model]:
@@ -126,6 +132,11 @@ class Registry(Lookup):
             return bins_id in self._by_bins.get(model, {})
 
     @override
+    def count(self) -> int:
+        with self._changed:
+            return len(self._newest)
+
+    @override
     def model(self, model: str, bins_id: str) -> Model:
         with self._changed:
             # Another process may have seen a new reference first and sent profiles made with it.
@@ -181,32 +192,41 @@ class Registry(Lookup):
             self._changed.notify_all()
 
     def _take(self, name: str, value: bytes | None) -> None:
-        model = None
-        if value is not None:
-            try:
-                model = Model(*references.load(value))
-            except IncompatibleError as err:
-                spec = references.spec_of(value)
-                if spec is None:
-                    logger.warning("model %s left out: %s", name, err)
-                    return
-                # Its owner's budget, segments and targets stay; a reference is never made up in their place.
-                logger.warning(
-                    "model %s has no reference: %s; driftline apply makes it anew", name, err
-                )
-                model = Model(spec, None)
-            except Exception as err:  # noqa: BLE001  of one record: the thread serves all models
-                logger.warning("model %s left out: %s", name, type(err).__name__)
-                return
+        model = None if value is None else _read_record(name, value)
+        if value is not None and model is None:
+            return
         with self._changed:
             if model is None:
                 self._newest.pop(name, None)
+            elif name not in self._newest and len(self._newest) >= _MAX_MODELS:
+                logger.warning("a model left out: there are %d", _MAX_MODELS)
             else:
-                self._newest[name] = model
-                if model.reference is not None:
-                    history = self._by_bins.setdefault(name, {})
-                    history.pop(model.reference.layout.bins_id, None)  # the newest stands last
-                    history[model.reference.layout.bins_id] = model
-                    while len(history) > _KEPT_REFERENCES:
-                        del history[next(iter(history))]
+                self._keep(name, model)
             self._changed.notify_all()
+
+    def _keep(self, name: str, model: Model) -> None:
+        self._newest[name] = model
+        if model.reference is None:
+            return
+        history = self._by_bins.setdefault(name, {})
+        history.pop(model.reference.layout.bins_id, None)  # the newest stands last
+        history[model.reference.layout.bins_id] = model
+        while len(history) > _KEPT_REFERENCES:
+            del history[next(iter(history))]
+
+
+def _read_record(name: str, value: bytes) -> Model | None:
+    """The model in a record; ``None``, and a word in the log, where there is none."""
+    try:
+        return Model(*references.load(value))
+    except IncompatibleError as err:
+        spec = references.spec_of(value)
+        if spec is None:
+            logger.warning("model %s left out: %s", name, err)
+            return None
+        # Its owner's budget, segments and targets stay; a reference is never made up in their place.
+        logger.warning("model %s has no reference: %s; driftline apply makes it anew", name, err)
+        return Model(spec, None)
+    except Exception as err:  # noqa: BLE001  of one record: the thread serves all models
+        logger.warning("model %s left out: %s", name, type(err).__name__)
+        return None

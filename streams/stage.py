@@ -1,7 +1,8 @@
 """A stage is a pure state machine between Kafka topics; a runner gives it messages and makes its effects durable.
 
-The runner (``streams.runner``, on Faust) owns delivery; the stage owns meaning. For each message the stage
-yields steps, and the runner carries them out in their order, those of several messages together where it can::
+The runner (``streams.transactional``, or ``streams.topology`` on Faust) owns delivery; the stage owns meaning. For each
+message the stage yields steps, and the runner carries them out, those of several messages together where it can. In one
+transaction they are all there or none; on Faust they come in their order::
 
     message ──► stage.advance() ──► Step(outputs, writes) ──► 1. outputs sent and acknowledged
                                     Step(outputs, writes)     2. writes put into the changelogged table
@@ -15,10 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from monitor import wire
 from monitor.errors import IncompatibleError
+from monitor.metrics import Overflow
+
+Noted = Overflow | Literal["dead_letters"]
+"""What a stage counts for the metrics of its process."""
 
 _LETTER_BYTES: Final = 900_000  # brokers take 1 MiB a record; what is cut stays where it came from
 
@@ -48,8 +53,8 @@ class Step:
 class ChainBreakError(Exception):
     """A message is missing between the last one applied and this one: nothing of this one may be applied.
 
-    The runner makes durable what was yielded before, and ends the process, so that the supervisor restarts it and it
-    reads again from the committed offset.
+    The runner makes durable what was yielded before, and reads again from the committed offset, with a state that comes
+    from the log: in place, or (on Faust, whose client may be what left the message out) in a process that starts anew.
     """
 
 

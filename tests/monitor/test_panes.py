@@ -137,6 +137,7 @@ def test_no_event_is_lost_or_counted_twice_by_closing(
 def test_a_pane_is_taken_once_its_series_has_gone_beyond_it() -> None:
     panes = filled((A, 20, 1))
     list(panes.advance(35))
+    panes.settle()
     assert [panes.is_taken(A, start) for start in (0, 20, 30)] == [True, True, False]
     assert not panes.is_taken(B, 0)
 

@@ -355,3 +355,11 @@ def test_the_spec_of_a_record_with_a_reference_of_another_format_survives() -> N
         references.load(record)
     assert references.spec_of(record) == model
     assert references.spec_of(b"damaged") is None
+
+
+def test_a_small_record_that_stands_for_gigabytes_is_refused_and_not_unpacked() -> None:
+    bomb = zlib.compress(b" " * (references.MAX_RAW_BYTES + 1))
+    assert len(bomb) < 100_000
+    with pytest.raises(IncompatibleError, match="damaged model record"):
+        references.load(bomb)
+    assert references.spec_of(bomb) is None

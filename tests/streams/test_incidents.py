@@ -40,6 +40,10 @@ class Known(Lookup):
     def known(self, model: str, bins_id: str) -> bool:
         return False
 
+    @override
+    def count(self) -> int:
+        return 0
+
 
 class Worker:
     """A runner in miniature: it keeps the table, and can die before the writes of its last message."""

@@ -21,7 +21,7 @@ from monitor.columns import OTHER_SEGMENT
 from monitor.panes import SourceMark
 from streams.calibrate import MAX_FEATURES
 from streams.chain import RESTARTS
-from streams.merge import MergeStage
+from streams.merge import Bounds, MergeStage
 from streams.models import Model
 from streams.profiling import SourceMessage
 from streams.stage import ChainBreakError, Output, Step
@@ -111,13 +111,16 @@ class Runner:
     )
     outputs: list[Output] = field(default_factory=list)
     sources: int = 1
+    bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """A new process: everything but the tables is gone."""
-        self.stage = MergeStage(TOPICS, PARTITIONS, self.known, sources=self.sources)
+        self.stage = MergeStage(
+            TOPICS, PARTITIONS, self.known, sources=self.sources, bounds=self.bounds
+        )
         for partition, table in enumerate(self.tables):
             self.stage.restore(partition, table.items())
 

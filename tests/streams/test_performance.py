@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from monitor import wire
+from monitor.panes import MAX_VERSIONS
 from monitor.wire import Performance, Verdicts
 from streams.models import Model
 from streams.performance import PerformanceStage
@@ -67,6 +68,8 @@ class Runner:
                 self.said.append(message)
             if written:
                 self.table.update({k: v for k, v in step.writes if v is not None})
+                for key in (k for k, v in step.writes if v is None):
+                    del self.table[key]
         return steps
 
     def found(self) -> list[tuple[int, str, str]]:
@@ -155,9 +158,9 @@ def test_a_window_without_labels_says_nothing_and_is_remembered() -> None:
 
 def test_series_do_not_see_each_other() -> None:
     runner = Runner()
-    for segment in ("", "carrier=UA"):
-        for version in ("7", "8"):
-            assert runner.feed(5, window(0, segment=segment, version=version)) != []
+    places = [(segment, version) for segment in ("", "carrier=UA") for version in ("7", "8")]
+    for offset, (segment, version) in enumerate(places):
+        assert runner.feed(offset, window(0, segment=segment, version=version)) != []
     assert len(runner.table) == 4
 
 
@@ -197,3 +200,15 @@ def test_a_detector_of_another_release_starts_anew_and_forgets_no_window() -> No
     runner.start()
     assert runner.feed(2, window(2)) == []
     assert runner.feed(3, window(3)) != []
+
+
+def test_a_new_version_is_judged_once_an_old_one_was_silent_for_a_day() -> None:
+    runner = Runner()
+    versions = [f"v{i:02}" for i in range(MAX_VERSIONS + 1)]
+    judged = [runner.feed(i, window(0, version=v)) != [] for i, v in enumerate(versions)]
+    assert judged == [True] * MAX_VERSIONS + [False]
+    assert runner.stage.overflow["versions"] == 500  # predictions
+    assert runner.feed(50, window(24, version="new")) == []
+    runner.start()  # the places are in the table
+    assert runner.feed(51, window(25, version="new")) != []
+    assert {msgspec.json.decode(key[7:])[1] for key in runner.table} == {*versions[1:-1], "new"}
