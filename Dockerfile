@@ -39,33 +39,10 @@ RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip setuptoo
     && groupadd --system --gid 10001 driftline \
     && useradd --system --uid 10001 --gid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin driftline
 ENV PATH=/opt/driftline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DRIFTLINE_METRICS__PORT=9100
-COPY --chmod=755 <<'EOF' /usr/local/bin/healthy
-#!/usr/bin/env python3
-"""healthy [URL]: whether URL answers, or else whether /metrics does and shows work within the last two minutes."""
-import os
-import re
-import sys
-import time
-import urllib.request
-
-STALLED_S = 120  # every loop turns at least each ten seconds, idle or not
-PROGRESS = r"^driftline_last_progress_timestamp_seconds\{[^}]*\} (\S+)$"
-
-url = f"http://127.0.0.1:{os.environ['DRIFTLINE_METRICS__PORT']}/metrics"
-url = sys.argv[1] if len(sys.argv) > 1 else url
-opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-try:
-    text = opener.open(url, timeout=5).read().decode()
-except OSError as err:
-    sys.exit(f"{url}: {err}")
-turns = [float(seen) for seen in re.findall(PROGRESS, text, re.MULTILINE)]
-if turns and time.time() - max(turns) > STALLED_S:
-    sys.exit(f"no progress for {time.time() - max(turns):.0f} s")
-EOF
 COPY --from=build /opt/driftline /opt/driftline
 USER 10001:10001
 WORKDIR /tmp
-HEALTHCHECK --interval=30s --timeout=10s --retries=3 --start-period=90s --start-interval=5s CMD ["healthy"]
+HEALTHCHECK --interval=30s --timeout=10s --retries=3 --start-period=90s --start-interval=5s CMD ["python", "-m", "monitor.probe"]
 ENTRYPOINT ["driftline"]
 CMD ["--help"]
 

@@ -14,10 +14,9 @@ import hmac
 import http
 import socket
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, get_args
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 import structlog
@@ -32,9 +31,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from monitor import metrics
 from monitor import store as stores
 from monitor.errors import ConfigError, DriftlineError, TransientError
+from monitor.observed import Observed
 from monitor.settings import ApiSettings, Settings
 from monitor.store import FOREVER_MS, Store
-from monitor.wire import Cause, IncidentState, VerdictStatus
+from monitor.wire import IncidentState, VerdictStatus
 
 PAGE: Final = Path(__file__).parent / "page"
 RETRY_AFTER_S: Final = 5
@@ -56,8 +56,8 @@ Limit = Annotated[int | None, Query(ge=1, description="At most and by default ap
 Next: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(store: Store, settings: ApiSettings) -> FastAPI:
-    """The application; ``run`` serves it."""
+def create_app(store: Store, settings: ApiSettings, observed: Observed | None = None) -> FastAPI:
+    """The application; ``run`` serves it, and keeps what is ``observed`` up to date."""
     app = FastAPI(title="Driftline", version="1", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(StarletteHTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _invalid_problem)
@@ -69,7 +69,8 @@ def create_app(store: Store, settings: ApiSettings) -> FastAPI:
     app.include_router(_open_routes(store))
     guarded = [Depends(_key_check(settings))]
     app.include_router(_model_routes(store, settings.page_size), dependencies=guarded)
-    app.include_router(_other_routes(app, store, settings.page_size), dependencies=guarded)
+    others = _other_routes(app, store, observed or Observed(store), settings.page_size)
+    app.include_router(others, dependencies=guarded)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
@@ -82,7 +83,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
         ConfigError: the address cannot be listened on, or ClickHouse refuses the user.
     """
     api = settings.api
-    app = create_app(stores.connect(settings.clickhouse), api)
+    store = stores.connect(settings.clickhouse)
+    observed = Observed(store)
+    app = create_app(store, api, observed)
     listener = _listen(api)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -96,6 +99,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     # In a thread, since in the main thread uvicorn would take the signals over.
     thread = threading.Thread(target=server.run, args=([listener],), name="api")
     thread.start()
+    threading.Thread(target=observed.follow, args=(stop,), name="observed", daemon=True).start()
     structlog.get_logger(__name__).info("listening", address=f"http://{api.host}:{api.port}/")
     while thread.is_alive() and not stop.wait(0.2):
         pass
@@ -239,24 +243,11 @@ def _add_summaries(router: APIRouter, store: Store) -> None:
         return _found(known.get(model), "no such model")
 
 
-def _observe(store: Store) -> None:
-    """What only the database knows, looked up when Prometheus asks."""
-    metrics.UNACCOUNTED.set(store.ledger().total.unaccounted)
-    causes = Counter(incident.cause for incident in store.incidents(state="firing", limit=10_000))
-    spent = store.spending()
-    metrics.BUDGET_ALLOWED.set(sum(one.recent_expected for one in spent))
-    opened = sum((Counter(one.recent_opened) for one in spent), Counter[str]())
-    for cause in get_args(Cause):
-        metrics.INCIDENTS_OPEN.labels(cause).set(causes[cause])
-        metrics.BUDGET_OPENED.labels(cause).set(opened[cause])
-
-
-def _other_routes(app: FastAPI, store: Store, page_size: int) -> APIRouter:
+def _other_routes(app: FastAPI, store: Store, observed: Observed, page_size: int) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics")
     def prometheus() -> Response:
-        _observe(store)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/api/v1/openapi.json")
@@ -280,8 +271,17 @@ def _other_routes(app: FastAPI, store: Store, page_size: int) -> APIRouter:
         return _page(store.deliveries(incident_id, limit=most + 1), most)
 
     @router.get("/api/v1/ledger")
-    def ledger(drained: bool = False) -> Response:
-        return _json(store.ledger(drained=drained))
+    def ledger(
+        drained: Annotated[
+            bool, Query(description="All that was sent has arrived: then nothing may be pending.")
+        ] = False,
+    ) -> Response:
+        """What became of every event, of all models and times: a dead letter has neither. At most ``observed.FRESH_S`` old.
+
+        One row for each partition of predictions, and for each at most ``queries.MAX_HOLES`` holes, the last ones;
+        ``total.holes`` counts all. 503 while the database does not answer.
+        """
+        return _json(observed.ledger(drained=drained))
 
     return router
 

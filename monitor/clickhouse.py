@@ -33,6 +33,15 @@ _INSERT: Final = {
     "max_partitions_per_insert_block": 0,
 }
 
+_MIGRATING: Final = {
+    **_INSERT,
+    # A copy of a large table takes longer than REPLY_TIMEOUT_S: something has to come meanwhile. At most 100 headers are
+    # read, so 100 times this (ms) is the bound of a statement: 50 minutes.
+    "send_progress_in_http_headers": 1,
+    "http_headers_progress_interval_ms": 30_000,
+}
+_RENAMED: Final = (57, 60)  # TABLE_ALREADY_EXISTS, UNKNOWN_TABLE
+
 # Codes of ClickHouse's ErrorCodes.cpp. What is in no list is a defect, and ends the process.
 _REFUSED: Final = frozenset(
     # ATTEMPT_TO_READ_AFTER_EOF, CANNOT_PARSE_*, ILLEGAL_COLUMN ..., TYPE_MISMATCH, ARGUMENT_OUT_OF_BOUND, CANNOT_CONVERT_TYPE,
@@ -70,7 +79,7 @@ class RefusedError(DriftlineError):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """A numbered file of statements that only ever add."""
+    """A numbered file of statements that only ever add, or give a table another name."""
 
     version: int
     name: str
@@ -213,7 +222,7 @@ def migrate(
 ) -> list[Migration]:
     """Create the database and apply what it lacks; returns what was (or, with ``dry_run``, would be) applied.
 
-    Statements are additive and idempotent, so two processes may do this at once: both succeed, and both write the same row.
+    Statements lose nothing and are idempotent, so two processes may do this at once: both succeed, and both write the same row.
     Applied migrations that this release does not know are a newer release's, and are left alone.
 
     Raises:
@@ -239,13 +248,24 @@ def migrate(
     link.execute(_MIGRATIONS_TABLE)
     for migration in missing:
         for statement in migration.statements(database):
-            link.execute(statement)
+            _apply(client, statement)
         link.execute(
             "INSERT INTO schema_migrations (version, name, checksum)"
             " VALUES ({version:UInt32}, {name:String}, {checksum:String})",
             {"version": migration.version, "name": migration.name, "checksum": migration.checksum},
         )
     return missing
+
+
+def _apply(client: Client, statement: str) -> None:
+    """Run a statement of a migration. A table that is renamed already was so by a run that did not get to say it."""
+    try:
+        client.command(statement, settings=_MIGRATING)
+    except exceptions.ClickHouseError as err:
+        if not (statement.startswith("RENAME") and getattr(err, "code", None) in _RENAMED):
+            raise _translate(err) from None
+    except (HTTPError, OSError) as err:
+        raise TransientError(f"ClickHouse does not answer ({type(err).__name__})") from None
 
 
 _MIGRATIONS_TABLE: Final = """

@@ -7,19 +7,16 @@ partitions was given of that range, and what it still holds in open windows; Cli
     each range  events = dead + sum over profiles partitions (on_time + late + calibrating)
     all         on_time + late = closed + corrections + open
 
-Whatever breaks one of these is ``unaccounted``. While the stream runs, ranges that not every partition has booked yet are ``pending``, and
+Whatever breaks one of these is ``unaccounted``. The ranges are added up where they are (``queries.BOOKED``); this is about the sums. While the stream runs, ranges that not every partition has booked yet are ``pending``, and
 windows may be stored ahead of the entries that book them. Once it is drained, neither may be.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-
-from monitor.wire import LedgerEntry
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -33,12 +30,54 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Hole(msgspec.Struct, frozen=True):
-    """Offsets that were passed on purpose: ``reason`` was announced by the profiler."""
+    """Offsets that were passed on purpose: ``reason`` was announced by the profiler. An operator's way back has ``end`` below ``start``."""
 
     partition: int
     start: int
     end: int
     reason: str
+
+
+class Booked(msgspec.Struct, frozen=True):
+    """The ranges of one source partition, added up.
+
+    ``pending`` events are in ranges that not every profiles partition has booked. ``broken`` counts what is wrong
+    already: events between ranges or in two of them, and ranges whose events do not add up or are told differently.
+    ``jumps`` counts the announced jumps, ``passed`` the offsets that they passed; ``holes`` are the last of them.
+    """
+
+    partition: int
+    start: int
+    end: int
+    events: int
+    on_time: int
+    late: int
+    dead: int
+    calibrating: int
+    pending: int
+    broken: int
+    jumps: int = 0
+    passed: int = 0
+    holes: list[Hole] = []
+
+
+    def __add__(self, after: Booked) -> Booked:
+        """The same of ranges that come after these; holes are all of both."""
+        return Booked(
+            self.partition,
+            min(self.start, after.start),
+            max(self.end, after.end),
+            self.events + after.events,
+            self.on_time + after.on_time,
+            self.late + after.late,
+            self.dead + after.dead,
+            self.calibrating + after.calibrating,
+            self.pending + after.pending,
+            self.broken + after.broken,
+            self.jumps + after.jumps,
+            self.passed + after.passed,
+            self.holes + after.holes,
+        )
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -64,7 +103,8 @@ class Total(msgspec.Struct, frozen=True):
     """The sum of all accounts against what was stored.
 
     ``open`` events are in windows that the detector holds. ``accounted`` events are found where they belong:
-    in windows, open or closed, among the dead letters, or in a calibration. ``unaccounted`` must be 0.
+    in windows, open or closed, among the dead letters, or in a calibration. ``unaccounted`` must be 0. ``holes`` counts
+    announced jumps and ``passed`` the offsets that they passed: what was in them is not among ``events``.
     """
 
     events: int
@@ -79,6 +119,7 @@ class Total(msgspec.Struct, frozen=True):
     holes: int
     accounted: int
     unaccounted: int
+    passed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -86,109 +127,57 @@ class Total(msgspec.Struct, frozen=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """All accounts by source partition, the holes, and the total."""
+    """All accounts by source partition, the last holes of each, and the total, which counts all holes."""
 
     rows: list[Account]
     holes: list[Hole]
     total: Total
 
 
-def reconcile(entries: Iterable[LedgerEntry], stored: Stored, *, drained: bool = False) -> Ledger:
+def balance(
+    booked: Sequence[Booked], stored: Stored, *, held: int, drained: bool = False
+) -> Ledger:
     """Check every identity.
 
     Args:
-        entries: all rows of the ledger, in any order; of equal ones (a repeat) only one.
+        booked: the sums, one for each source partition.
         stored: what the windows hold, as of then or later.
+        held: events in open windows, as of then or later.
         drained: the stream has ended, and what was sent was stored.
     """
-    entries = list(entries)
-    newest: dict[int, LedgerEntry] = {}
-    by_partition: defaultdict[int, list[LedgerEntry]] = defaultdict(list)
-    for entry in entries:
-        by_partition[entry.partition].append(entry)
-        known = newest.get(entry.profiles_partition, entry)
-        newest[entry.profiles_partition] = max(known, entry, key=lambda e: e.offset)
-    holes: list[Hole] = []
-    accounts = [
-        _account(partition, rows, len(newest), holes, drained=drained)
-        for partition, rows in sorted(by_partition.items())
-    ]
-    held = sum(entry.open for entry in newest.values())
-    booked = sum(a.on_time + a.late for a in accounts)
+    accounts = [_account(one, drained=drained) for one in booked]
+    on_time, late = sum(a.on_time for a in accounts), sum(a.late for a in accounts)
     dead, calibrating = sum(a.dead for a in accounts), sum(a.calibrating for a in accounts)
-    missing = booked - held - stored.closed - stored.corrections
+    missing = on_time + late - held - stored.closed - stored.corrections
     total = Total(
         events=sum(a.events for a in accounts),
-        on_time=sum(a.on_time for a in accounts),
-        late=sum(a.late for a in accounts),
+        on_time=on_time,
+        late=late,
         dead=dead,
         calibrating=calibrating,
         pending=sum(a.pending for a in accounts),
         closed=stored.closed,
         corrections=stored.corrections,
         open=held,
-        holes=len(holes),
+        holes=sum(one.jumps for one in booked),
         accounted=stored.closed + stored.corrections + held + dead + calibrating,
         unaccounted=sum(a.unaccounted for a in accounts)
         + (abs(missing) if drained else max(missing, 0)),
+        passed=sum(one.passed for one in booked),
     )
-    return Ledger(accounts, holes, total)
+    return Ledger(accounts, [hole for one in booked for hole in one.holes], total)
 
 
-def _account(
-    partition: int, rows: Sequence[LedgerEntry], width: int, holes: list[Hole], *, drained: bool
-) -> Account:
-    ranges: defaultdict[tuple[int, int], list[LedgerEntry]] = defaultdict(list)
-    for row in rows:
-        ranges[row.start, row.end].append(row)
-    ordered = sorted(ranges.items())
-    broken = _chain_errors(partition, ordered, holes)
-    events = dead = pending = 0
-    for _, booked in ordered:
-        whole = max(row.events for row in booked)
-        events += whole
-        dead += max(row.dead for row in booked)
-        broken += whole * _disagree(booked)
-        missing = whole - max(row.dead for row in booked) - sum(map(_given, booked))
-        if len(booked) < width and missing >= 0 and not drained:
-            pending += missing
-        else:
-            broken += abs(missing)
+def _account(booked: Booked, *, drained: bool) -> Account:
     return Account(
-        partition=partition,
-        start=ordered[0][0][0],
-        end=max(end for (_, end), _ in ordered),
-        events=events,
-        on_time=sum(row.on_time for row in rows),
-        late=sum(row.late for row in rows),
-        dead=dead,
-        calibrating=sum(row.calibrating for row in rows),
-        pending=pending,
-        unaccounted=broken,
+        partition=booked.partition,
+        start=booked.start,
+        end=booked.end,
+        events=booked.events,
+        on_time=booked.on_time,
+        late=booked.late,
+        dead=booked.dead,
+        calibrating=booked.calibrating,
+        pending=0 if drained else booked.pending,
+        unaccounted=booked.broken + (booked.pending if drained else 0),
     )
-
-
-def _chain_errors(
-    partition: int,
-    ordered: Sequence[tuple[tuple[int, int], list[LedgerEntry]]],
-    holes: list[Hole],
-) -> int:
-    """Offsets between ranges that no jump announced, plus offsets that two ranges claim; jumps go to ``holes``."""
-    errors, position = 0, ordered[0][0][0]
-    for (start, end), booked in ordered:
-        reason = next((row.jump for row in booked if row.jump is not None), None)
-        if reason is not None:
-            holes.append(Hole(partition, position, start, reason))
-        else:
-            errors += abs(start - position)
-        position = max(position, end)
-    return errors
-
-
-def _given(row: LedgerEntry) -> int:
-    return row.on_time + row.late + row.calibrating
-
-
-def _disagree(booked: Sequence[LedgerEntry]) -> bool:
-    """Whether the partitions were told different things about one batch."""
-    return len({(row.events, row.dead) for row in booked}) > 1

@@ -8,7 +8,7 @@ multi-process mode has neither Info nor callbacks, and needs a directory that so
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Final, Literal, get_args, get_type_hints
 
@@ -21,6 +21,9 @@ from prometheus_client import (
     Info,
     start_http_server,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from monitor.errors import REJECT_REASONS, ConfigError
 from monitor.settings import MetricsSettings
@@ -38,6 +41,13 @@ Table = Literal[
     "ledger",
     "models",
 ]
+Overflow = Literal[
+    "models",  # sampled, of a model beyond the number that is followed: no reference is made of them
+    "versions",  # counted in the version __other__
+    "open_panes",  # ahead of the watermark, with no memory to wait: counted at once, as a correction
+    "incidents",  # verdicts that would have opened one more
+]
+OVERFLOWS: Final[tuple[Overflow, ...]] = get_args(Overflow)
 PROCESSES: Final[tuple[Process, ...]] = get_args(Process)
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 OUTCOMES: Final[tuple[str, ...]] = get_args(get_type_hints(Delivery)["outcome"])
@@ -59,12 +69,39 @@ def _gauge(name: str, help_text: str, *labels: str) -> Gauge:
     return Gauge(f"driftline_{name}", help_text, labels)
 
 
+class KnownGauge(Collector):
+    """A gauge that is absent until somebody knows its value: 0 would say "none", and NaN is not equal to 0 either."""
+
+    def __init__(self, name: str, help_text: str) -> None:
+        self._name, self._help = f"driftline_{name}", help_text
+        self._value: float | None = None
+        REGISTRY.register(self)
+
+    def set(self, value: float) -> None:
+        """From now on it is known."""
+        self._value = value
+
+    def forget(self) -> None:
+        """It is not known any more."""
+        self._value = None
+
+    @override
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What the client library asks for."""
+        yield GaugeMetricFamily(self._name, self._help, self._value)
+
+
 BUILD: Final = Info("driftline_build", "Version of Driftline and of Python.")
 BUILD.info({"version": version("driftline"), "python": platform.python_version()})
 
 LAST_PROGRESS: Final = _gauge(
     "last_progress_timestamp_seconds",
     "Unix time at which the process last finished a unit of work.",
+    "process",
+)
+STALLED: Final = _gauge(
+    "stalled_seconds",
+    "For how long the process has had work and made no progress; restarts itself before long.",
     "process",
 )
 LAG: Final = _gauge(
@@ -92,10 +129,23 @@ DEAD_LETTERS: Final = _counter(
     "dead_letters_total",
     "Messages sent to the dead letters.",
     "process",
-    ("profiler", "sink", "dispatcher"),
+    ("profiler", "detector", "sink", "dispatcher"),
+)
+DEAD_LETTERS_DROPPED: Final = _counter(
+    "dead_letters_dropped_total",
+    "Messages counted as dead whose letter was not sent: a flood of them is over its cap.",
+    "process",
+    ("profiler", "sink"),
 )
 TRANSACTIONS_ABORTED: Final = _counter(
     "transactions_aborted_total", "Profiler batches that were rolled back."
+)
+
+OVERFLOW: Final = _counter(
+    "overflow_total",
+    "Events (of incidents: verdicts) beyond a cap of the detector, by cap. Their model is less exact; no other is.",
+    "kind",
+    OVERFLOWS,
 )
 
 WATERMARK: Final = _gauge(
@@ -138,9 +188,14 @@ DELIVERIES: Final = _counter("deliveries_total", "Outbox items that are done.", 
 DELIVERY_ATTEMPTS: Final = _counter("delivery_attempts_total", "Requests to webhooks.")
 OUTBOX_PENDING: Final = _gauge("outbox_pending", "Outbox items that are not done.")
 
-UNACCOUNTED: Final = _gauge(
+# The API's process looks them up; in every other one, and while the database does not answer, they are absent.
+UNACCOUNTED: Final = KnownGauge(
     "unaccounted_events",
     "Events read that are neither in a pane nor late nor dead-lettered. Must be 0.",
+)
+HOLES: Final = KnownGauge(
+    "hole_offsets",
+    "Offsets of predictions that announced jumps passed over: what was there was not read.",
 )
 API_REQUESTS: Final = _counter(
     "api_requests_total",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+MAX_HOLES: Final = 100  # of one source partition
+
 # {x:Nullable(T)} IS NULL OR ...: "any" without a second form of each query.
 _ANY_VERSION: Final = "({version:Nullable(String)} IS NULL OR version = {version:Nullable(String)})"
 _ANY_SEGMENT: Final = "({segment:Nullable(String)} IS NULL OR segment = {segment:Nullable(String)})"
@@ -31,10 +33,15 @@ LEFT JOIN (
     toUnixTimestamp64Milli(min(start)) AS first_ms, max(toUnixTimestamp64Milli(start) + size_ms) AS last_ms
   FROM windows WHERE feature = '' GROUP BY model
 ) AS w USING (model) ORDER BY model"""
+# When each binning was last published: `models` is one partition, so its offsets are an order.
+_PUBLISHED: Final = "SELECT bins_id, max(revision) AS published FROM bins WHERE model = {model:String} GROUP BY bins_id"
+# A window in which the reference changed has a closed part in each binning: `bins_id` is the newest of them.
 WINDOWS: Final = f"""
 SELECT version, segment, size_ms, {_START}, sum(n) AS n, sum(errors) AS errors,
-  countIf(contribution != '') AS contributions, any(bins_id) AS bins_id
-FROM windows FINAL WHERE feature = '' AND {_WHERE}
+  countIf(contribution != '') AS contributions, argMax(bins_id, (published, bins_id)) AS bins_id,
+  toUInt32(uniqExact(windows.bins_id)) AS binnings
+FROM windows FINAL LEFT JOIN ({_PUBLISHED}) AS p USING (bins_id)
+WHERE feature = '' AND {_WHERE}
 GROUP BY version, segment, size_ms, start {_NEWEST}"""  # noqa: S608 - constants
 FEATURE: Final = f"""
 SELECT {{feature:String}} AS feature, {_START}, sum(w.n) AS n, sum(w.missing) AS missing, sum(w.nan) AS nan,
@@ -46,13 +53,13 @@ FROM windows AS w FINAL WHERE w.feature = {{feature:String}} AND {_WHERE}
 GROUP BY start ORDER BY start_ms DESC LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
 DISTRIBUTION: Final = f"""
 SELECT feature, bins_id, b.kind AS kind, b.edges AS edges, b.labels AS labels, b.counts AS reference, w.counts AS counts, w.n AS n,
-  w.unseen AS unseen
+  w.unseen AS unseen, toUInt64(sum(w.n) OVER () - w.n) AS elsewhere
 FROM (
   SELECT feature, bins_id, sumForEach(windows.counts) AS counts, sum(windows.n) AS n, any(windows.unseen) AS unseen
   FROM windows FINAL WHERE feature = {{feature:String}} AND {_WHERE} GROUP BY feature, bins_id
 ) AS w
 INNER JOIN (SELECT * FROM bins FINAL WHERE feature = {{feature:String}}) AS b USING (bins_id, feature)
-ORDER BY n DESC LIMIT 1"""  # noqa: S608 - constants
+ORDER BY b.revision DESC, bins_id LIMIT 1"""  # noqa: S608 - constants
 VERDICTS: Final = f"""
 SELECT version, segment, source, size_ms, {_START}, toUnixTimestamp64Milli(end) AS end_ms, kind, feature, statistic, status,
   value, `limit`, p_value, n, toUnixTimestamp64Milli(onset) AS onset_ms, evidence
@@ -75,10 +82,43 @@ SELECT id, incident_id, target, action, outcome, attempts, toUnixTimestamp64Mill
 FROM deliveries FINAL
 WHERE ({incident_id:Nullable(String)} IS NULL OR incident_id = {incident_id:Nullable(String)})
 ORDER BY at DESC, id LIMIT {limit:UInt32}"""
-LEDGER: Final = """
-SELECT profiles_partition, profiles_offset AS offset, open, partition, start_offset AS start, end_offset AS end, events, dead, on_time, late,
-  calibrating, jump
-FROM ledger FINAL"""
+# The ledger's rows, added up by source partition: ranges first, and the windows find what lies between two. A range that
+# not all profiles partitions have booked may be on its way. Up to `until` all is clean: nothing that comes later changes it.
+# {scope}: which ranges; of each partition its last ones are always among them, and with them all profiles partitions.
+BOOKED: Final = """
+WITH (SELECT uniqExact(profiles_partition) FROM ledger WHERE {everything}) AS width
+SELECT partition, min(start_offset) AS start, max(end_offset) AS end, sum(whole) AS events, sum(timely) AS on_time, sum(behind) AS late,
+  sum(buried) AS dead, sum(kept) AS calibrating, sumIf(missing, waits) AS pending,
+  sum(differ * whole + if(waits, 0, abs(missing)) + if(jump IS NULL, abs(toInt64(start_offset) - position), 0)) AS broken,
+  countIf(jump IS NOT NULL) AS jumps, sumIf(greatest(toInt64(start_offset) - position, 0), jump IS NOT NULL) AS passed,
+  arraySort(groupArrayLastIf({holes})((toInt64(position), start_offset, assumeNotNull(jump)), jump IS NOT NULL)) AS holes,
+  maxIf(start_offset, clean) AS until
+FROM (
+  SELECT *, sum(booked < width OR missing != 0 OR differ OR start_offset < position OR (jump IS NULL AND start_offset != position))
+    OVER (PARTITION BY partition ORDER BY start_offset, end_offset ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) = 0 AS clean
+  FROM (
+    SELECT *, toInt64(whole) - toInt64(buried + timely + behind + kept) AS missing, booked < width AND missing >= 0 AS waits,
+      toInt64(if(row_number() OVER rising = 1, start_offset, max(end_offset) OVER before)) AS position
+    FROM (
+      SELECT partition, start_offset, end_offset, max(events) AS whole, max(dead) AS buried, sum(on_time) AS timely, sum(late) AS behind,
+        sum(calibrating) AS kept, count() AS booked, min(events) != whole OR min(dead) != buried AS differ, min(jump) AS jump
+      FROM ledger FINAL WHERE {scope} GROUP BY partition, start_offset, end_offset
+    )
+    WINDOW rising AS (PARTITION BY partition ORDER BY start_offset, end_offset),
+      before AS (PARTITION BY partition ORDER BY start_offset, end_offset ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+  )
+)
+GROUP BY partition ORDER BY partition""".replace("{holes}", str(MAX_HOLES))
+# What the detector said last of the events that it holds.
+HELD: Final = """
+SELECT sum(held) AS held FROM (
+  SELECT argMax(open, profiles_offset) AS held FROM ledger WHERE {everything} GROUP BY profiles_partition
+)"""
+SETTLED: Final = "SELECT partition, until_offset AS until, jumps, sums FROM ledger_settled FINAL ORDER BY partition"
+# Jumps that lie below what is settled, or went back there since.
+JUMPS: Final = """
+SELECT partition, uniqExact(start_offset, end_offset) AS jumps FROM ledger
+WHERE jump IS NOT NULL AND {scope} GROUP BY partition"""
 # Windows of the smallest size a model has: each event is in exactly one of them.
 STORED: Final = """
 SELECT sumIf(n, contribution = '') AS closed, sumIf(n, contribution != '') AS corrections

@@ -225,6 +225,18 @@ class LimitSettings(_Group):
         le=10_000,
         description="Models that are followed; further ones are refused.",
     )
+    versions: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="Versions of a model that are followed one by one; further ones are counted together, as __other__.",
+    )
+    open_panes_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        le=64 << 30,
+        description="Memory of one detector partition for panes ahead of the watermark; beyond it they are counted at once, as corrections.",
+    )
     auto_register: bool = Field(
         default=True, description="Follow an unknown model; otherwise its events are dead letters."
     )
@@ -250,6 +262,12 @@ class ProfilerSettings(_Group):
     heartbeat_s: float = Field(
         default=10.0, gt=0, le=60, description="Watermarks are sent at least this often."
     )
+    dead_letters_per_minute: int = Field(
+        default=1_000,
+        ge=1,
+        le=1_000_000,
+        description="Dead letters that are sent; more are only counted, but for one of each reason a minute.",
+    )
     instance: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
@@ -261,6 +279,10 @@ class ProfilerSettings(_Group):
 class DetectorSettings(_Group):
     """From profiles to verdicts and incidents."""
 
+    runner: Literal["transactional", "faust"] = Field(
+        default="transactional",
+        description="What runs the stages; both keep their state in the same changelogs. Change it for all workers at once.",
+    )
     data_dir: Path = Field(
         default=Path(".driftline/detector"),
         description="Scratch directory of the worker; may be lost.",

@@ -278,13 +278,18 @@ def bins_rows(model: str, reference: Profile, revision: int) -> list[Row]:
     return rows
 
 
-def verdict_rows(message: Verdicts) -> list[Row]:
-    """Rows of ``verdicts``, one per statistic."""
+def verdict_rows(message: Verdicts, offset: int = 0) -> list[Row]:
+    """Rows of ``verdicts``, one per statistic.
+
+    What has no revision of its own has its message's ``offset``: of the two parts of a window in which the reference
+    changed, the one that was judged last is shown, however often and in whatever cuts they are stored.
+    """
+    revision = message.revision or offset
     head = (message.model, message.version, message.segment, message.source)
     times = (message.size_ms, message.start_ms, message.end_ms)
     return [
         (
-            *(*head, *times, v.kind, v.feature, v.statistic, message.revision, v.status),
+            *(*head, *times, v.kind, v.feature, v.statistic, revision, v.status),
             *(v.value, v.limit, v.p_value, v.n, v.onset_ms),
             msgspec.json.encode(v.evidence).decode(),
         )

@@ -318,7 +318,10 @@ def unpack(value: bytes) -> bytes:
         raise IncompatibleError("no Driftline envelope")
     _, version, size = _HEADER.unpack_from(value)
     if version != SCHEMA_VERSION:
-        raise IncompatibleError(f"schema version {version}; this release reads {SCHEMA_VERSION}")
+        hint = ": a newer release wrote it, run that one" if version > SCHEMA_VERSION else ""
+        raise IncompatibleError(
+            f"schema version {version}; this release reads {SCHEMA_VERSION}{hint}"
+        )
     if size > MAX_RAW_BYTES:
         raise IncompatibleError(f"body of {size} bytes is over the bound of {MAX_RAW_BYTES}")
     try:

@@ -6,7 +6,9 @@ The protocol; the numbers stand in the code:
    is recorded there is done and is never sent again.
 2. *Queue.* Each item goes to the lane of its model and target. A lane sends one item after the other, so that "resolved" never
    overtakes "fired", and a receiver that is down delays nobody else.
-3. *Send*, with retries, until it is delivered, refused or too old.
+3. *Send*, with retries, until it is delivered, refused or too old. No attempt begins for a partition that has moved. A
+   process that was stopped for long (SIGSTOP, a frozen machine) asks the group first: by then its partitions may be
+   somebody else's, who sends. Only a request that was under way may end twice.
 4. *Record* the outcome in ``deliveries``, acknowledged.
 5. *Commit* the outbox up to the first item that is not done.
 
@@ -47,6 +49,7 @@ from monitor.wire import Delivery, OutboxItem
 from streams import wiring
 from streams.clients import consumer_config, producer_config
 from streams.deadletter import dead_letter
+from streams.health import Ends, Watch
 from streams.lanes import Lanes, Task
 from streams.registry import Registry
 
@@ -67,13 +70,14 @@ class Dispatcher:
         settings: Settings,
         spec_of: Callable[[str], ModelSpec | None],
         courier: Courier | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._settings, self._topics = settings, wiring.topics(settings)
         self._kafka = wiring.kafka(settings)
         self._producer = Producer(producer_config(self._kafka, logger))
-        self._consumer = Consumer(
-            consumer_config(self._kafka, f"{self._topics.prefix}dispatcher", logger)
-        )
+        config = consumer_config(self._kafka, f"{self._topics.prefix}dispatcher", logger)
+        self._consumer = Consumer({**config, "enable.partition.eof": True})  # the watch has to know
         chosen = settings.dispatcher
         self._sender = Sender(chosen.allowed_networks, chosen.timeout_s)
         self._courier = courier or Courier(
@@ -81,12 +85,16 @@ class Dispatcher:
             sender=self._sender,
             resolve=resolve_secret,
             clock_s=time.time,  # noqa: TID251  # an edge: ages and signatures are of the wall clock
-            sleep=asyncio.sleep,
+            sleep=self._rest,
             rng=np.random.default_rng(),
             max_age_s=chosen.max_age_s,
             attempted=metrics.DELIVERY_ATTEMPTS.inc,
         )
-        self._lanes = Lanes(self._courier.deliver, self._record)
+        self._lanes = Lanes(self._courier.deliver, self._record, self._certain)
+        # Within a third of its session a member that says nothing loses nothing.
+        self._silence_s = self._kafka.session_timeout_ms / 3_000
+        self._turned_s = time.monotonic()
+        self._read_to: dict[int, int] = {}
         self._changes: deque[tuple[bool, int]] = deque()  # rebalances, from the consumer's thread
         self._committed: dict[int, int] = {}
         self._paused = False
@@ -110,16 +118,53 @@ class Dispatcher:
             try:
                 while not stop.is_set():
                     messages = await loop.run_in_executor(thread, self._read)
+                    if self._was_stopped():
+                        await loop.run_in_executor(thread, self._ask_group)
                     await self._rebalance()
+                    self._turned_s = time.monotonic()
                     for message in messages:
                         self._take(message)
                     await loop.run_in_executor(thread, self._commit, self._lanes.positions())  # 5.
                     metrics.OUTBOX_PENDING.set(self._lanes.pending)
                     metrics.turned("dispatcher")
+                    self._tell()
             finally:
                 await self._lanes.stop()
                 await loop.run_in_executor(thread, self._close)
                 await self._sender.close()
+
+    def _tell(self) -> None:
+        """What is read counts, not what is committed: an item may wait a day for its receiver."""
+        if self._watch is not None:
+            self._watch.reached({(self._topics.outbox, p): at for p, at in self._read_to.items()})
+            if self._paused:
+                self._watch.waits()
+
+    async def _rest(self, seconds: float) -> None:
+        await self._lanes.rest(seconds)
+
+    def _was_stopped(self) -> bool:
+        return time.monotonic() - self._turned_s > self._silence_s
+
+    async def _certain(self) -> None:
+        """Wait until the group has said what is ours, where the process was stopped since it last did."""
+        while self._was_stopped():  # noqa: ASYNC110  a clock has no event
+            await asyncio.sleep(0.05)
+
+    def _ask_group(self) -> None:
+        """Commit what is committed: the broker refuses that from a member whose session is over, who begins anew.
+
+        Raises:
+            TransientError: it did.
+        """
+        held = self._consumer.assignment()
+        logger.warning("was stopped: asking whether %d partitions are still here", len(held))
+        try:
+            known = [p for p in self._consumer.committed(held, timeout=_TIMEOUT_S) if p.offset >= 0]
+            if known:
+                self._consumer.commit(offsets=known, asynchronous=False)
+        except KafkaException as err:
+            raise TransientError(f"was stopped for too long: {err.args[0].str()}") from err
 
     def _close(self) -> None:
         self._consumer.close()
@@ -140,7 +185,9 @@ class Dispatcher:
         while self._changes:
             assigned, partition = self._changes.popleft()
             self._committed.pop(partition, None)
+            self._read_to.pop(partition, None)
             if assigned:
+                self._read_to[partition] = -1
                 gained.append(partition)
             else:
                 self._lanes.revoke(partition)
@@ -151,11 +198,14 @@ class Dispatcher:
 
     def _take(self, message: Message) -> None:
         error = message.error()
-        if error is not None:
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
             raise TransientError(f"outbox: {error.str()}")
         partition, offset = message.partition(), message.offset()
         assert partition is not None
         assert offset is not None
+        self._read_to[partition] = offset + (error is None)
+        if error is not None:
+            return
         try:
             item = wire.decode(message.value() or b"")
         except IncompatibleError as err:
@@ -268,10 +318,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
         found = registry.newest(model)
         return found.spec if found is not None else None
 
-    async def main() -> None:
-        await Dispatcher(settings, spec_of).run(stop)
+    async def main(watch: Watch) -> None:
+        await Dispatcher(settings, spec_of, watch=watch).run(stop)
 
+    ends = Ends(kafka)
     try:
-        asyncio.run(main())
+        with Watch("dispatcher", ends) as watch:
+            asyncio.run(main(watch))
     finally:
+        ends.close()
         registry.stop()

@@ -40,6 +40,7 @@ from monitor.truth import Arrived, Range, Topic, Truth
 from monitor.wire import Performance
 from streams import wiring
 from streams.clients import consumer_config, producer_config
+from streams.health import Watch
 from streams.registry import Registry
 from streams.sink import sink_group
 from streams.topics import partition_of
@@ -55,6 +56,9 @@ GAP: Final = 8  # windows between two touched ones that are cheaper to read than
 CATCH_UP_MS: Final = 31 * 86_400_000  # of finality in one step
 HOUR_MS: Final = 3_600_000
 _TIMEOUT_S: Final = 10.0
+_STEP_S: Final = (
+    900.0  # each question to ClickHouse ends after 60 s; the first step after an outage asks many
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,12 +371,18 @@ def run(settings: Settings, stop: threading.Event) -> None:
     try:
         registry.start(stop)
         evaluator = Evaluator(Truth(link), registry.specs, broker.progress, broker.emit)
-        while not stop.is_set():
-            began = time.monotonic()
-            busy = evaluator.step()
-            metrics.finished("evaluator", time.monotonic() - began)
-            if not busy:
-                stop.wait(settings.evaluator.interval_s)
+        with Watch("evaluator", lambda _: "a step does not end", limit_s=_STEP_S) as watch:
+            while not stop.is_set():
+                began = time.monotonic()
+                busy = evaluator.step()
+                metrics.finished("evaluator", time.monotonic() - began)
+                while not busy and not stop.is_set():
+                    watch.waits()
+                    left = began + settings.evaluator.interval_s - time.monotonic()
+                    if left <= 0:
+                        break
+                    stop.wait(min(left, _TIMEOUT_S))
+                watch.waits()
     finally:
         registry.stop()
         broker.close()

@@ -98,26 +98,34 @@ class Intake:
             TransientError: a binning has to be looked up and cannot be now.
         """
         parcel = Parcel(message)
-        if message.value() is not None:
-            self._readers[message.topic() or ""](parcel)
+        self.fill(parcel)
         return parcel
+
+    def fill(self, parcel: Parcel) -> None:
+        """The same for a parcel that is empty still; after an error it is as before.
+
+        Raises:
+            TransientError: a binning has to be looked up and cannot be now.
+        """
+        if parcel.message.value() is not None:
+            self._readers[parcel.message.topic() or ""](parcel)
 
     def _internal(self, parcel: Parcel) -> None:
         try:
             decoded = wire.decode(parcel.message.value() or b"")
-            parcel.rows.update(self._rows(decoded))
+            parcel.rows.update(self._rows(decoded, parcel.message.offset() or 0))
             _count(decoded)
         except IncompatibleError as err:
             parcel.reject("incompatible", str(err))
 
-    def _rows(self, decoded: wire.Message) -> dict[TableName, Rows]:
+    def _rows(self, decoded: wire.Message, offset: int) -> dict[TableName, Rows]:
         match decoded:
             case wire.Window():
                 return {"windows": self._window_rows(decoded)}
             case wire.LedgerEntry():
                 return {"ledger": [tables.ledger_row(decoded)]}
             case wire.Verdicts():
-                return {"verdicts": tables.verdict_rows(decoded)}
+                return {"verdicts": tables.verdict_rows(decoded, offset)}
             case wire.Performance():
                 return {"performance": [tables.performance_row(decoded)]}
             case wire.Incident():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -60,22 +61,34 @@ class Task:
 class _Partition:
     delivered: set[str]
     progress: Progress = field(default_factory=Progress)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _GoneError(Exception):
+    """The partition of an item belongs to somebody else now, who sends it."""
+
+
+async def _at_once() -> None:
+    """Nothing to wait for."""
 
 
 class Lanes:
     """Queues of items, one per model and target, each worked off by a task of its own. Mutable: it owns the queues.
 
     Args:
-        deliver: sends an item until it is done.
+        deliver: sends an item until it is done. Between two attempts it waits by ``rest``.
         record: makes the outcome durable.
+        certain: returns once it is known which partitions are ours: at once, unless the process was stopped for long.
     """
 
     def __init__(
         self,
         deliver: Callable[[OutboxItem, float], Awaitable[Delivery]],
         record: Callable[[int, Delivery], Awaitable[None]],
+        certain: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
-        self._deliver, self._record = deliver, record
+        self._deliver, self._record, self._certain = deliver, record, certain
+        self._under_way: dict[asyncio.Task[None] | None, _Partition] = {}
         self._queues: dict[Lane, deque[tuple[_Partition, Task]]] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._held: dict[int, _Partition] = {}
@@ -87,8 +100,28 @@ class Lanes:
         self._held[partition] = _Partition(set(delivered))
 
     def revoke(self, partition: int) -> None:
-        """Give a partition away: what waits is dropped, what is under way is not recorded here."""
-        self._held.pop(partition, None)
+        """Give a partition away: what waits is dropped. A request under way ends, and is recorded; none follows it."""
+        held = self._held.pop(partition, None)
+        if held is not None:
+            held.gone.set()
+
+    def revoke_all(self) -> None:
+        """Give all partitions away."""
+        for partition in list(self._held):
+            self.revoke(partition)
+
+    async def rest(self, seconds: float) -> None:
+        """Wait between two attempts of ``deliver``. Does not return where the item is somebody else's by then."""
+        held = self._under_way.get(asyncio.current_task())
+        if held is None:  # asked for by no lane
+            await asyncio.sleep(seconds)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await held.gone.wait()
+        await self._certain()
+        if held.gone.is_set():
+            raise _GoneError
 
     def put(self, task: Task) -> None:
         """Queue an item, unless it is done or its partition is not ours any more."""
@@ -131,7 +164,7 @@ class Lanes:
 
     async def stop(self) -> None:
         """Let requests under way end, within ``GRACE_S``, and drop what waits."""
-        self._held.clear()
+        self.revoke_all()
         workers = set(self._workers)
         if workers:
             _, late = await asyncio.wait(workers, timeout=GRACE_S)
@@ -142,13 +175,23 @@ class Lanes:
         queue = self._queues[lane]
         while queue:
             held, task = queue.popleft()
+            await self._certain()
             # A partition that left and came back was read again: what waited from before would be sent twice.
             if self._held.get(task.partition) is held:
-                outcome = await self._deliver(task.item, task.asked_s)  # 3.
-                await self._record(task.partition, outcome)  # 4.
-                held.progress.finish(task.offset)
+                with suppress(_GoneError):
+                    await self._send(held, task)
             self.pending -= 1
         del self._queues[lane]
+
+    async def _send(self, held: _Partition, task: Task) -> None:
+        worker = asyncio.current_task()
+        self._under_way[worker] = held
+        try:
+            outcome = await self._deliver(task.item, task.asked_s)  # 3.
+            await self._record(task.partition, outcome)  # 4.
+        finally:
+            del self._under_way[worker]
+        held.progress.finish(task.offset)
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)

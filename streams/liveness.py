@@ -35,6 +35,10 @@ class StallClock:
             self._since_s = now_s
         return now_s - self._since_s >= self._limit_s
 
+    def for_s(self, now_s: float) -> float:
+        """For how long there has been work without progress; 0 if there is none, or it moves."""
+        return 0.0 if self._since_s is None else now_s - self._since_s
+
 
 class Lease:
     """Ends a process that was stopped (SIGSTOP, a frozen machine) for longer than its session lasts.

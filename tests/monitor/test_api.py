@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from monitor import api, store
 from monitor.errors import ConfigError
+from monitor.observed import Observed
 from monitor.settings import ApiSettings, ClickHouseSettings, Settings
 from monitor.store import Store
 from streams.embedded.supervisor import LOOPBACK, free_port
@@ -147,13 +148,16 @@ def test_performance_incidents_deliveries_and_the_ledger_are_shown(client: httpx
     assert (report["total"]["dead"], report["total"]["unaccounted"]) == (3, 0)
 
 
-def test_the_budget_of_a_model_stands_beside_its_incidents(client: httpx.Client) -> None:
+def test_the_budget_of_a_model_stands_beside_its_incidents(
+    client: httpx.Client, filled: Store
+) -> None:
     spent = client.get(f"/api/v1/models/{NAME}/budget").json()
     assert (spent["model"], spent["false_alarms"], spent["per_ms"]) == (MODEL, 1.0, 30 * DAY)
     assert (spent["watched_ms"], spent["expected"]) == (DAYS * DAY, 1.0)
     assert spent["opened"] == spent["recent_opened"] == {"pipeline_fault": 2}
     assert spent["chance"] == pytest.approx(1 - 2 / 2.718281828, rel=1e-6)  # P(Poisson(1) >= 2)
     assert sum(spent["shares"].values()) == pytest.approx(1.0)
+    Observed(filled).look()
     body = client.get("/metrics").text
     assert "driftline_budget_false_alarms 1.0" in body
     assert 'driftline_budget_incidents_opened{cause="pipeline_fault"} 2.0' in body
@@ -260,11 +264,21 @@ def test_the_process_serves_until_it_is_told_to_stop(
     thread = threading.Thread(target=api.run, args=(settings, stop))
     thread.start()
     assert _models(port) == [MODEL]
+    assert _metrics(port, "driftline_unaccounted_events 0.0")
     with pytest.raises(ConfigError, match="DRIFTLINE_API__PORT"):
         api.run(settings, stop)
     stop.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def _metrics(port: int, line: str) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if line in httpx.get(f"http://{LOOPBACK}:{port}/metrics", trust_env=False).text:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _models(port: int) -> list[str]:

@@ -144,6 +144,49 @@ async def test_what_waits_while_a_partition_leaves_and_comes_back_is_sent_once()
     assert (rig.lanes.positions(), rig.lanes.pending) == ({0: 4}, 0)
 
 
+async def test_an_item_that_rests_between_two_attempts_is_left_to_the_next_owner() -> None:
+    attempts: list[str] = []
+
+    async def send(item: OutboxItem, asked_s: float) -> Delivery:
+        while True:
+            attempts.append(item.id)
+            await lanes.rest(60.0)
+
+    rig = Rig()
+    lanes = Lanes(send, rig._record)
+    for partition in (0, 1):
+        lanes.assign(partition, ())
+        lanes.put(Task(item(f"down{partition}", f"{partition}"), partition, 0, 0.0))
+    lanes.put(Task(item("down0", "waits"), 0, 1, 0.0))
+    await settle()
+    lanes.revoke(0)
+    await settle()
+    assert attempts == ["0", "1"]
+    assert lanes.pending == 1, "the other partition's item goes on to rest"
+    await lanes.stop()
+    assert (rig.recorded, lanes.pending) == ([], 0)
+
+
+async def test_a_process_that_was_stopped_sends_nothing_before_it_knows_what_is_its_own() -> None:
+    known = asyncio.Event()
+    rig = Rig()
+
+    async def certain() -> None:
+        await known.wait()
+
+    lanes = Lanes(rig._send, rig._record, certain)
+    lanes.assign(0, ())
+    lanes.assign(1, ())
+    for partition in (0, 1):
+        lanes.put(Task(item(f"target{partition}", f"{partition}"), partition, 0, 0.0))
+    await settle()
+    assert rig.sent == []
+    lanes.revoke(0)
+    known.set()
+    await settle()
+    assert rig.sent == ["1"]
+
+
 async def test_an_outcome_that_cannot_be_recorded_ends_the_dispatcher() -> None:
     async def lost(partition: int, done: Delivery) -> None:
         raise TransientError("no broker")

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from monitor.errors import ConfigError
-from monitor.ledger import Ledger, Stored, reconcile
+from monitor.ledger import Ledger, Stored
 from monitor.settings import Settings
 from monitor.wire import Delivery, Evidence, Incident, LedgerEntry
 from streams.demo.receiver import Received
@@ -19,6 +19,7 @@ from streams.demo.replay import BAD_RELEASE, WIND_FAULT
 from streams.demo.report import HOUR_MS, STAGED, Report, build
 from streams.demo.screen import closing
 from streams.demo.show import demo_spec, parse_months, run
+from tests.monitor.bookings import reconcile
 
 EVENTS, LABELS = 1_000, 900
 

@@ -1,0 +1,143 @@
+"""Whether a process gets on with its work: watched from inside, told to whoever asks from outside.
+
+::
+
+    the loop ── reached(positions) ──► Watch ◄── ends of the partitions ── the broker, asked on a connection of its own
+                waits()                  │
+                                         ├──► driftline_stalled_seconds ──► driftline health, compose, Prometheus
+                                         └──► EXIT_RESTART after STALLED_AFTER_S
+
+Stalled is: what is durable is short of the end, and has not moved for that time. A consumer that died in silence, a loop
+that hangs and a commit that never succeeds look alike from here, and a restart helps all three. It does not help against a
+database or a receiver that is away: whoever tries such a call again says so by ``waits``, and is not stalled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from types import TracebackType
+from typing import Final, NoReturn, Self, TypeAlias
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from monitor import metrics
+from monitor.metrics import Process
+from streams.clients import KafkaSettings, consumer_config
+from streams.liveness import StallClock
+
+logger = logging.getLogger(__name__)
+
+Place: TypeAlias = tuple[str, int]
+"""Topic and partition."""
+
+STALLED_AFTER_S: Final = (
+    120.0  # twice the longest wait for one reply of ClickHouse, and more than any session
+)
+EXIT_RESTART: Final = 70  # as streams.runner: the supervisor starts the process again
+_LOOK_S: Final = 5.0
+_ANSWER_S: Final = 5.0
+
+
+def end_stalled(reason: str) -> NoReturn:
+    """End the process at once: whatever hangs would also hang a clean end."""
+    try:
+        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
+        logging.shutdown()
+    finally:
+        os._exit(EXIT_RESTART)
+
+
+class Ends:
+    """What lies between positions and the ends of their partitions. Its connection is its own: a fetcher that died knows of no lag."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        # It joins no group; ends are those of committed transactions, as for whoever reads.
+        self._consumer = Consumer(consumer_config(kafka, f"{kafka.prefix}ends", logger))
+
+    def __call__(self, positions: Mapping[Place, int]) -> str | None:
+        """A partition that is not read to its end, or ``None``; also while the broker does not answer: no restart would help."""
+        for (topic, partition), position in positions.items():
+            place = TopicPartition(topic, partition)
+            try:
+                _, end = self._consumer.get_watermark_offsets(place, timeout=_ANSWER_S)
+            except KafkaException:
+                return None
+            if position < end:
+                return f"{topic}/{partition} is at {max(position, 0)} of {end}"
+        return None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+
+class Watch:
+    """Looks every few seconds, from a thread. Mutable: the loop writes what it reached, the thread what it saw.
+
+    Args:
+        process: whose work it is.
+        work: what is left to do beyond these positions, or ``None``.
+        limit_s: for how long there may be work and no progress.
+        ended: ends the process; called in the thread.
+        monotonic: the clock.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        work: Callable[[Mapping[Place, int]], str | None],
+        *,
+        limit_s: float = STALLED_AFTER_S,
+        ended: Callable[[str], object] = end_stalled,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._process, self._work, self._limit_s = process, work, limit_s
+        self._ended, self._monotonic = ended, monotonic
+        self._positions: Mapping[Place, int] = {}
+        self._waits = 0
+        self._clock = StallClock(limit_s)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
+        metrics.STALLED.labels(process).set(0)
+
+    def reached(self, positions: Mapping[Place, int]) -> None:
+        """What is durable now, of all partitions that are held; -1 where nothing is known yet. An end that was read counts."""
+        self._positions = dict(positions)
+
+    def waits(self) -> None:
+        """A call to something that is away was tried again, or a loop without positions turned."""
+        self._waits += 1
+
+    def look(self) -> None:
+        """Take one observation."""
+        positions, now_s = self._positions, self._monotonic()
+        left = self._work(positions)
+        progress: Hashable = (tuple(sorted(positions.items())), self._waits)
+        stalled = self._clock.stalled(now_s, progress, work=left is not None)
+        metrics.STALLED.labels(self._process).set(self._clock.for_s(now_s))
+        if stalled:
+            self._ended(f"no progress for {self._limit_s:g} s: {left}")
+
+    def __enter__(self) -> Self:
+        """Start to look."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop to look."""
+        self._stop.set()
+        self._thread.join()
+        metrics.STALLED.labels(self._process).set(0)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(min(_LOOK_S, self._limit_s / 6)):
+            self.look()
