@@ -24,6 +24,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 # 1e11 ms is 1973-03-03. A smaller number is seconds; ours are milliseconds.
 _SMALLEST_MS: Final = 100_000_000_000
 _MAX_TEXT: Final = 256
+_LEAST_BYTES: Final = 32  # of an event with all that is required; a list of "{}" would cost seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
 # An unterminated string is one token too, and nothing backtracks: linear for any bytes.
@@ -124,7 +125,7 @@ def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterat
     if _depth_over(value, limits.json_depth):
         raise InvalidEventError("too_large", f"nested deeper than {limits.json_depth}")
     if content_type == CLOUDEVENT_TYPE:
-        return _from_cloudevent(value)
+        return _from_cloudevent(value, limits)
     defaults = {
         name: headers[f"ce_{name}"].decode("utf-8", "replace")
         for name in ("id", "time")
@@ -135,6 +136,7 @@ def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterat
             items = _RAW_LIST.decode(value)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
             raise InvalidEventError("not_json", _where(err)) from None
+        _refuse_many(items, limits)
         defaults.pop("id", None)  # it names the message, not each of its events
         return (_from_json(bytes(item), defaults) for item in items)
     return iter((_from_json(value, defaults),))
@@ -156,7 +158,7 @@ def _from_json(raw: bytes, defaults: Mapping[str, str]) -> Outcome:
         return InvalidEventError("not_json", _where(err))
 
 
-def _from_cloudevent(value: bytes) -> Iterator[Outcome]:
+def _from_cloudevent(value: bytes, limits: Limits) -> Iterator[Outcome]:
     try:
         envelope = _ENVELOPE.decode(value)
         defaults: dict[str, str] = {
@@ -172,8 +174,15 @@ def _from_cloudevent(value: bytes) -> Iterator[Outcome]:
     if body[:1] != b"[":
         return iter((_from_json(body, defaults),))
     items = _RAW_LIST.decode(body)
+    _refuse_many(items, limits)
     defaults.pop("id", None)
     return (_from_json(bytes(item), defaults) for item in items)
+
+
+def _refuse_many(items: list[msgspec.Raw], limits: Limits) -> None:
+    most = limits.message_bytes // _LEAST_BYTES
+    if len(items) > most:
+        raise InvalidEventError("too_large", f"{len(items)} events; the bound is {most}")
 
 
 def _from_arrow(value: bytes, limits: Limits) -> Iterator[Outcome]:
@@ -202,6 +211,8 @@ def _checked(event: Outcome, limits: Limits, now_ms: int) -> Outcome:
         event.ts_ms = timestamp_ms(event.ts)
     except InvalidEventError as err:
         return err
+    if event.ts_ms < 0:
+        return InvalidEventError("bad_timestamp", "ts is before 1970")
     if event.ts_ms > now_ms + limits.max_future_ms:
         return InvalidEventError(
             "future_timestamp", f"{(event.ts_ms - now_ms) // 1000} s ahead of the clock"

@@ -372,3 +372,13 @@ def test_any_value_in_any_field_is_accepted_or_refused_without_being_quoted(
     (outcome,) = decode(msg := body({**GOOD, **marked}))
     assert is_defined(outcome), msg
     assert isinstance(outcome, Event) or SECRET not in outcome.detail
+
+
+@pytest.mark.parametrize("envelope", ["{}", '{{"id": "1", "data": {}}}'])
+def test_a_list_of_more_events_than_its_bytes_can_hold_is_refused_whole(envelope: str) -> None:
+    many = "[" + ",".join(["{}"] * 40_000) + "]"
+    headers = {} if envelope == "{}" else {"content-type": b"application/cloudevents+json"}
+    value = envelope.format(many).encode()
+    (outcome,) = decode_message(value, headers, Limits(), now_ms=NOW)
+    assert isinstance(outcome, InvalidEventError)
+    assert outcome.reason == "too_large"
