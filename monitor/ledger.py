@@ -60,7 +60,6 @@ class Booked(msgspec.Struct, frozen=True):
     passed: int = 0
     holes: list[Hole] = []
 
-
     def __add__(self, after: Booked) -> Booked:
         """The same of ranges that come after these; holes are all of both."""
         return Booked(

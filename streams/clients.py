@@ -29,6 +29,7 @@ SESSION_MS = 45_000
 _UNSAFE = {"enable.ssl.certificate.verification", "enable.sasl.oauthbearer.unsecure.jwt"}
 
 
+_FATAL = {KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID}
 _REFUSED = {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
 
 
@@ -166,6 +167,11 @@ def admin(settings: KafkaSettings, logger: logging.Logger) -> AdminClient:
         ConfigError: an option is wrong, such as a certificate that cannot be read.
     """
     return _admin(base_config(settings, logger))
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Whether a consumer is of no more use: another has taken its name. To close it may hang."""
+    return error.fatal() or error.code() in _FATAL
 
 
 class Refusals:

@@ -133,6 +133,7 @@ class Profiler:
         try:
             while not stop.is_set():
                 batch = self._read()  # 2.
+                self._tell_watch()
                 vetted = self._vetted(batch, stop)  # 3.
                 if vetted or self._heartbeat_due():
                     self._send(vetted)
@@ -140,10 +141,6 @@ class Profiler:
                     metrics.turned("profiler")
                 if len(vetted) < len(batch):
                     self._source.go_on()
-                if self._watch is not None:
-                    reached = self._source.positions.reached
-                    topic = self._topics.predictions
-                    self._watch.reached({(topic, p): at for p, at in reached.items()})
         finally:
             self._source.close()
 
@@ -193,6 +190,12 @@ class Profiler:
             self._source.positions.came(read.source.partition)
         self._wary -= finding.vetted
         return batch[: finding.vetted]
+
+    def _tell_watch(self) -> None:
+        """Before the batch is sent: if that hangs, the partitions that were assigned a moment ago are known."""
+        if self._watch is not None:
+            topic, reached = self._topics.predictions, self._source.positions.reached
+            self._watch.reached({(topic, p): at for p, at in reached.items()})
 
     def _heartbeat_due(self) -> bool:
         if not self._source.positions.marks:

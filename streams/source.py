@@ -68,6 +68,7 @@ class Source:
         self.positions = Positions()
         # What leaves a callback of the client's, nobody can catch: it is raised as a KafkaError, which is no exception.
         self._failure: KafkaException | None = None
+        self._ticket: object = None
         config = (
             clients.consumer_config(kafka, group, logger)
             | {
@@ -95,6 +96,7 @@ class Source:
             self._failure = err
 
     def _take_up(self, partitions: list[TopicPartition]) -> None:
+        self._ticket = self._consumer.consumer_group_metadata()
         for found in self._consumer.committed(partitions, timeout=_ANSWER_S):
             self.positions.take_up(_committed(found), self._low(found.partition))
         for partition, why in self.positions.jumps.items():
@@ -218,8 +220,12 @@ class Source:
 
     @property
     def ticket(self) -> object:
-        """Proof of membership for a transaction: it fences a worker that lost its partitions."""
-        return self._consumer.consumer_group_metadata()
+        """Proof of membership for a transaction: it fences a worker that lost its partitions.
+
+        It is of the assignment, and not of now: a client that was told that its session is over, and has not told us yet, has
+        a ticket without a name, which the broker does not check.
+        """
+        return self._ticket
 
     def rewind(self) -> None:
         """Go back to the committed offsets: the broker knows whether a batch went through."""

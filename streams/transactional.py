@@ -29,7 +29,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NoReturn
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -42,7 +42,7 @@ from confluent_kafka import (
 
 from monitor.errors import ConfigError, TransientError
 from streams.batch import Batch
-from streams.clients import consumer_config, reachable
+from streams.clients import consumer_config, is_fatal, reachable
 from streams.delivery import Record, Target
 from streams.recovery import Recovery
 from streams.stage import ChainBreakError
@@ -84,8 +84,9 @@ class Worker:
         observer: Observer,
         *,
         monotonic: Callable[[], float],
+        end: Callable[[str, Observer], NoReturn],
     ) -> None:
-        self.status = Status("joining the group")
+        self.status, self._end = Status("joining the group"), end
         self._bindings, self._observer = bindings, observer
         self._limit, self._monotonic = settings.batch_messages, monotonic
         self._stages = {topic: binding for binding in bindings for topic in binding.topics}
@@ -129,6 +130,11 @@ class Worker:
                 elif (broken := self._turn()) is not None:
                     self._rewind(repr(broken))
                     stop.wait(_BREAK_WAIT_S)
+        except KafkaException as failure:
+            if is_fatal(failure.args[0]):
+                # A join that was answered while the broker went down leaves a static member fenced by itself.
+                self._end(f"kafka: {failure.args[0].str()}", self._observer)
+            raise
         finally:
             self._consumer.close()
 
@@ -283,10 +289,13 @@ def run(
     settings: WorkerSettings,
     stop: threading.Event,
     observer: Observer | None = None,
+    *,
+    end: Callable[[str, Observer], NoReturn] = end_process,
 ) -> None:
     """Run the stages in this process until ``stop`` is set.
 
-    Ends the process with ``EXIT_RESTART`` where there is work and no progress for ``settings.stall_s``.
+    Ends the process with ``EXIT_RESTART``, by ``end``, where there is work and no progress for ``settings.stall_s``, or another
+    worker has taken its name.
 
     Raises:
         TransientError: no broker answers at the start, one is away for longer than a call is repeated, a topic is missing.
@@ -296,13 +305,13 @@ def run(
         raise TransientError(f"no Kafka broker answers at {settings.kafka.bootstrap}")
     observer = observer or Observer()
     try:
-        worker = Worker(bindings, settings, observer, monotonic=time.monotonic)
+        worker = Worker(bindings, settings, observer, monotonic=time.monotonic, end=end)
         watchdog = Watchdog(
             settings.kafka,
             settings.group,
             stall_s=settings.stall_s,
             status=lambda: worker.status,
-            stalled=lambda reason: end_process(reason, observer),
+            stalled=lambda reason: end(reason, observer),
             monotonic=time.monotonic,
         )
         watchdog.start()

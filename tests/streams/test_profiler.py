@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
@@ -294,7 +295,7 @@ def test_a_flood_of_bad_messages_is_counted_in_full_and_its_letters_are_capped(k
     account = bench.account()
     assert (account["events"], account["dead"], account["on_time"]) == (42, 41, 1)
     reasons = [dict(header_list(m))["driftline.error.reason"] for m in bench.read(bench.topics.dlq)]
-    assert reasons == [b"not_json"] * 5 + [b"bad_timestamp"]
+    assert Counter(reasons) == {b"not_json": 5, b"bad_timestamp": 1}
 
 
 def test_two_profilers_of_one_name_fence_each_other_and_count_once(kafka: str) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 from confluent_kafka import (
@@ -66,6 +66,11 @@ def binding(bench: Bench, stage: Stage) -> Binding:
     return Binding("adder", (f"{bench.prefix}in",), f"{bench.prefix}changelog", stage)
 
 
+def ended(reason: str, _observer: Observer) -> NoReturn:
+    """Instead of the process, the thread."""
+    raise TransientError(reason)
+
+
 @contextmanager
 def working(bench: Bench, stage: type[Adder] = Unfenced, **options: Any) -> Iterator[Diary]:
     """A worker in a thread; what ended it is raised here."""
@@ -77,7 +82,7 @@ def working(bench: Bench, stage: type[Adder] = Unfenced, **options: Any) -> Iter
     def work() -> None:
         try:
             bound = binding(bench, stage(f"{bench.prefix}out"))
-            transactional.run([bound], settings, stop, diary)
+            transactional.run([bound], settings, stop, diary, end=ended)
         except BaseException as failure:  # noqa: BLE001  it is raised in the test
             failures.append(failure)
 
