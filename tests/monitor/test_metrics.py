@@ -75,7 +75,9 @@ def test_metrics_are_served_on_the_port_and_off_at_zero() -> None:
     assert 'driftline_batches_total{process="sink"}' in body
     assert "driftline_build_info{" in body
     assert "# TYPE driftline_unaccounted_events gauge" in body
-    assert not re.search(r"^driftline_unaccounted_events ", body, re.MULTILINE), "a sink cannot know"
+    assert not re.search(r"^driftline_unaccounted_events ", body, re.MULTILINE), (
+        "a sink cannot know"
+    )
 
 
 def test_a_taken_port_is_a_configuration_error() -> None:
