@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+from load.chaos.cluster import Runner
 from load.chaos.mutants import MUTANTS
 from load.chaos.progress import Recovery
 from load.chaos.trial import Shape, Verdict, run
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def mutated(name: str) -> Shape:
     """A run just long enough for a mutant to be struck and found out."""
-    return Shape(_MUTANT_EVENTS, 0, _MUTANT_S, 0.0, mutant=MUTANTS[name])
+    mutant = MUTANTS[name]
+    return Shape(_MUTANT_EVENTS, 0, _MUTANT_S, 0.0, runner=mutant.runner, mutant=mutant)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds of a Kafka session",
     )
+    add("--runner", choices=get_args(Runner), default="transactional", help="of the detectors")
     add("--runs", type=int, default=1, metavar="N", help="seeds SEED to SEED + N - 1")
     add("--short", action="store_true", help="150,000 events and 12 faults, as CI runs it")
     add("--mutant", choices=sorted(MUTANTS), help="break one hop: the run has to fail")
@@ -79,13 +82,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shape(options: argparse.Namespace) -> Shape:
     if options.mutant:
-        shape = mutated(options.mutant)
-    elif options.short:
+        return mutated(options.mutant)
+    if options.short:
         shape = _SHORT
     else:
         seconds = options.seconds or max(_LEAST_S, options.events * _SECONDS)
         shape = Shape(options.events, options.faults, seconds, min(_OUTAGE_S, seconds / 3))
-    return replace(shape, session_s=options.session)
+    return replace(shape, session_s=options.session, runner=options.runner)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self, TypeAlias
 
 from load.chaos.workload import SECRET_VARIABLE
 from monitor import store
@@ -44,6 +44,8 @@ WEBHOOK_TIMEOUT_S: Final = 3.0  # a slow receiver is to cost seconds, not minute
 SECRET: Final = "whsec_Y2hhb3MgaXMgYSBsYWRkZXIgYnV0IG5vdCBvdXJz"  # noqa: S105  # of a receiver on loopback
 SOURCES: Final = 4
 _READY_S: Final = 60.0
+
+Runner: TypeAlias = Literal["transactional", "faust"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,8 @@ class Cluster:
 class Plan:
     """A deployment: its name in prefixes, how many of what, and how its processes are started.
 
-    ``states`` is the width of the detector. ``module`` is what ``python -m`` runs; a mutant puts itself before ``streams``.
+    ``states`` is the width of the detector, ``runner`` what runs it. With work and without progress for
+    ``stuck_s`` after the last event the run has failed. ``module`` is what ``python -m`` runs; a mutant puts itself before ``streams``.
     """
 
     name: str
@@ -114,6 +117,8 @@ class Plan:
     idle_after_s: float
     session_s: float
     states: int = 4
+    runner: Runner = "transactional"
+    stuck_s: float = 180.0
     module: tuple[str, ...] = ("streams",)
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -145,7 +150,7 @@ class Deployment:
             profiler=ProfilerSettings(
                 idle_after_s=plan.idle_after_s, heartbeat_s=HEARTBEAT_S, instance="profiler-0"
             ),
-            detector=DetectorSettings(instance="detector-0"),
+            detector=DetectorSettings(runner=plan.runner, instance="detector-0"),
             dispatcher=DispatcherSettings(
                 allowed_networks=("127.0.0.0/8",), timeout_s=WEBHOOK_TIMEOUT_S
             ),

@@ -24,7 +24,6 @@ from load.chaos.cluster import SOURCES, Deployment
 from load.chaos.records import ANSWER_S, Group, admin, by_partition, ends, read
 from monitor import wire
 
-STUCK_S: Final = 180.0
 _TAIL: Final = 200  # offsets: heartbeats of 2 s and their markers, for a good while
 _SINK: Final = ("scored", "windows", "verdicts", "incidents", "deliveries")
 
@@ -32,7 +31,7 @@ Place = tuple[str, int]
 
 
 class StuckError(Exception):
-    """Nothing has moved for ``STUCK_S``. The message says which hop has how much left."""
+    """Nothing has moved for too long. The message says which hop has how much left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,7 @@ class Drain:
             role: Group(deployment.settings, f"{self._prefix}{role}")
             for role in ("profiler", "detector", "sink")
         }
+        self._stuck_s = deployment.plan.stuck_s
         self._sent = dict(sent)
         self._hops = self._all_hops()
         self._left = Left("start", -1)
@@ -84,8 +84,10 @@ class Drain:
             self._say(f"{self._prefix}: waiting for the {left.hop} with {left.count:,} left")
         if left != self._left:
             self._left, self._since_s = left, self._clock()
-        if self._clock() - self._since_s > STUCK_S:
-            raise StuckError(f"{left.hop} has {left.count} left, and had so for {STUCK_S:g} s")
+        if self._clock() - self._since_s > self._stuck_s:
+            raise StuckError(
+                f"{left.hop} has {left.count} left, and had so for {self._stuck_s:g} s"
+            )
         return False
 
     def _all_hops(self) -> Iterator[Left]:

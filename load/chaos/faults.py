@@ -16,6 +16,7 @@ let live for a while before it goes again.
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class Injector:
             self._broker = None
             self._broker_rests_s = now + BROKER_RESTS_S
             if self._broker_failed is not None:
-                raise RuntimeError("the broker did not come back") from self._broker_failed
+                raise RuntimeError(f"the broker did not come back: {self._broker_failed}")
         for fault in [f for f in self._waiting if f.at <= place and self._can_strike(f)]:
             self._waiting.remove(fault)
             self._strike(fault)
@@ -193,12 +194,18 @@ class Injector:
 
     def _restart(self, fault: Fault, at_s: float) -> None:
         try:
-            (
-                self._cluster.kafka.kill
-                if fault.kind == "broker_kill"
-                else self._cluster.kafka.stop
-            )()
-            self._cluster.kafka.start()
-        except (RuntimeError, OSError) as err:
+            if fault.kind == "broker_kill":
+                self._cluster.kafka.kill()
+            else:
+                self._cluster.kafka.stop()
+            self._start_broker()
+        except (RuntimeError, OSError, subprocess.SubprocessError) as err:
             self._broker_failed = err
         self.struck.append(Struck(fault, at_s, self._clock()))
+
+    def _start_broker(self) -> None:
+        """Start it, a second time if need be: after a kill it reads its whole log, which may take longer than it is given."""
+        try:
+            self._cluster.kafka.start()
+        except RuntimeError:
+            self._cluster.kafka.start()

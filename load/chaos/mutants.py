@@ -1,18 +1,20 @@
 """Driftline with one hop broken, to see that the harness finds it: ``python -m load.chaos.mutants NAME run PROCESS``.
 
-Each hop guards against something rare. A mutant takes the guard away and makes the rare thing happen; the ``control``
-makes all of these things happen with every guard in its place, and has to pass.
+Each hop guards against something rare. A mutant takes the guard away and makes the rare thing happen; the controls make
+all of these things happen with every guard in its place, and have to pass.
 
-==================== ============================================ ==================================================
-mutant               what is taken away                           what happens
-==================== ============================================ ==================================================
-``value_fence``      offsets beside values are ignored            a detector is killed between two record batches of
-                                                                  one changelog write
-``chain_fence``      every link is admitted                       a message is left out on its way, as bare Faust was
-                                                                  seen to do
-``commit_first``     the sink commits before it inserts           it is killed between the two
-``read_uncommitted`` the detector reads what was aborted          a profiler is killed before it commits
-==================== ============================================ ==================================================
+==================== ============= ========================================= =============================================
+mutant               runner        what is taken away                        what happens
+==================== ============= ========================================= =============================================
+``offsets_first``    transactional the detector's offsets are committed in a it is killed before the second
+                                   transaction before that of its effects
+``read_uncommitted`` transactional the detector reads what was aborted       a profiler is killed before it commits
+``commit_first``     transactional the sink commits before it inserts        it is killed between the two
+``value_fence``      faust         offsets beside values are ignored         a detector is killed between two record
+                                                                             batches of one changelog write
+``chain_fence``      faust         every link is admitted                    a message is left out on its way, as bare
+                                                                             Faust was seen to do
+==================== ============= ========================================= =============================================
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from typing_extensions import override
+
+if TYPE_CHECKING:
+    from load.chaos.cluster import Runner
 
 Patched: TypeAlias = Any
 """A class of Driftline whose method is replaced: what mypy is there to forbid."""
@@ -47,6 +52,7 @@ class Mutant:
     """A hop that may be broken. ``breaks`` takes the guard away; ``strikes`` make happen what it guards against."""
 
     name: str
+    runner: Runner
     strikes: tuple[Patch, ...]
     breaks: Patch | None = None
 
@@ -139,24 +145,28 @@ def _kill_before_insert() -> None:
     loop._write = struck
 
 
-def _kill_before_commit() -> None:
-    """Kill the profiler when the broker has all of a transaction but its end."""
-    from streams import transactions
+def _kill_before_commit(kind: str, least: int) -> Callable[[], None]:
+    """Kill when the broker has all of a transaction of ``least`` records or more, but its end."""
 
-    owner: Patched = transactions.Transactions
-    commit, turn = owner.commit, _Turn("transaction", 5, 10, times=1)
+    def apply() -> None:
+        from streams import transactions
 
-    def struck(self: Patched, records: Patched, offsets: Patched, ticket: Patched) -> None:
-        def all_then_none() -> Iterator[Patched]:
-            sent = list(records)
-            yield from sent
-            if len(sent) > 2 and turn():  # more than heartbeats
-                self._producer.flush(5)
-                _die()
+        owner: Patched = transactions.Transactions
+        commit, turn = owner.commit, _Turn(kind, 5, 10, times=1)
 
-        commit(self, all_then_none(), offsets, ticket)
+        def struck(self: Patched, records: Patched, offsets: Patched, ticket: Patched) -> None:
+            def all_then_none() -> Iterator[Patched]:
+                sent = list(records)
+                yield from sent
+                if len(sent) >= least and turn():
+                    self._producer.flush(5)
+                    _die()
 
-    owner.commit = struck
+            commit(self, all_then_none(), offsets, ticket)
+
+        owner.commit = struck
+
+    return apply
 
 
 def _ignore_values_offsets() -> None:
@@ -199,32 +209,48 @@ def _commit_before_insert() -> None:
     loop._write = late
 
 
+def _commit_offsets_first() -> None:
+    from streams import transactions
+
+    owner: Patched = transactions.Transactions
+    commit = owner.commit
+
+    def twice(self: Patched, records: Patched, offsets: Patched, ticket: Patched) -> None:
+        commit(self, [], offsets, ticket)
+        commit(self, records, offsets, ticket)
+
+    owner.commit = twice
+
+
 def _read_aborted() -> None:
-    from streams import topology
+    from streams import transactional
 
-    thread: Patched = topology._ConsumerThread
-    made = thread._create_worker_consumer
+    module: Patched = transactional
+    made = module.consumer_config
 
-    def uncommitted(self: Patched, transport: Patched) -> Patched:
-        consumer = made(self, transport)
-        consumer._isolation_level = "read_uncommitted"
-        return consumer
+    def uncommitted(*args: Patched, **options: Patched) -> Patched:
+        return {**made(*args, **options), "isolation.level": "read_uncommitted"}
 
-    thread._create_worker_consumer = uncommitted
+    module.consumer_config = uncommitted
 
 
 _WRITE: Final = Patch("detector", _kill_between_record_batches)
 _LEAVE_OUT: Final = Patch("detector", _leave_out_messages)
 _INSERT: Final = Patch("sink", _kill_before_insert)
-_TRANSACTION: Final = Patch("profiler", _kill_before_commit)
+_PROFILES: Final = Patch("profiler", _kill_before_commit("profiles", least=3))  # no heartbeat
+_STEPS: Final = Patch("detector", _kill_before_commit("steps", least=5))
 MUTANTS: Final = {
     mutant.name: mutant
     for mutant in (
-        Mutant("control", (_WRITE, _LEAVE_OUT, _INSERT, _TRANSACTION)),
-        Mutant("value_fence", (_WRITE,), Patch("detector", _ignore_values_offsets)),
-        Mutant("chain_fence", (_LEAVE_OUT,), Patch("detector", _admit_every_link)),
-        Mutant("commit_first", (_INSERT,), Patch("sink", _commit_before_insert)),
-        Mutant("read_uncommitted", (_TRANSACTION,), Patch("detector", _read_aborted)),
+        Mutant("control", "transactional", (_STEPS, _INSERT, _PROFILES)),
+        Mutant("control_faust", "faust", (_WRITE, _LEAVE_OUT, _INSERT, _PROFILES)),
+        Mutant(
+            "offsets_first", "transactional", (_STEPS,), Patch("detector", _commit_offsets_first)
+        ),
+        Mutant("read_uncommitted", "transactional", (_PROFILES,), Patch("detector", _read_aborted)),
+        Mutant("commit_first", "transactional", (_INSERT,), Patch("sink", _commit_before_insert)),
+        Mutant("value_fence", "faust", (_WRITE,), Patch("detector", _ignore_values_offsets)),
+        Mutant("chain_fence", "faust", (_LEAVE_OUT,), Patch("detector", _admit_every_link)),
     )
 }
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from load.chaos import checks, faults, oracle
 from load.chaos.bins import plain
-from load.chaos.cluster import Cluster, Plan
+from load.chaos.cluster import Cluster, Plan, Runner
 from load.chaos.mutants import SCRATCH, Mutant
 from load.chaos.receiver import Receiver
 from load.chaos.run import Effects, Failed, Marks, execute
@@ -36,6 +36,7 @@ CALM: Final = "calm"
 STORM: Final = "storm"
 IDLE_AFTER_S: Final = 20.0  # longer than a broker's restart: nothing may look idle in the middle
 _MUTANT_IDLE_S: Final = 6.0  # the feed does not pause
+_MUTANT_STUCK_S: Final = 60.0  # some mutants break the state so that nothing can go on
 _CALM_SESSION_S: Final = 45.0  # the default
 _CALM_IDLE_S: Final = (
     10.0  # everything was sent before; a claim to be idle has to outlast a slow transaction
@@ -46,13 +47,14 @@ Say: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a run is, how long it is fed, how long ClickHouse stays away, and which hop is broken, if any."""
+    """How large a run is, how long it is fed, how long ClickHouse stays away, what runs the detectors, and which hop is broken."""
 
     events: int
     faults: int
     seconds: float
     database_s: float
     session_s: float = 6.0  # the broker's least: a killed profiler is missed for so long
+    runner: Runner = "transactional"
     mutant: Mutant | None = None
 
 
@@ -76,6 +78,8 @@ class Verdict:
         """The summary."""
         marks, shape = self.marks, self.shape
         parts = [f"chaos seed={self.seed} events={shape.events} faults={shape.faults}"]
+        if shape.runner != "transactional":
+            parts.append(f"runner={shape.runner}")
         if shape.mutant:
             parts.append(f"mutant={shape.mutant.name}")
         if marks is not None:
@@ -148,7 +152,12 @@ def _calm(
 def _plan(shape: Shape, directory: Path) -> Plan:
     if shape.mutant is None:
         return Plan(
-            STORM, profilers=2, detectors=2, idle_after_s=IDLE_AFTER_S, session_s=shape.session_s
+            STORM,
+            profilers=2,
+            detectors=2,
+            idle_after_s=IDLE_AFTER_S,
+            session_s=shape.session_s,
+            runner=shape.runner,
         )
     return Plan(
         STORM,
@@ -156,7 +165,9 @@ def _plan(shape: Shape, directory: Path) -> Plan:
         detectors=1,
         idle_after_s=_MUTANT_IDLE_S,
         session_s=shape.session_s,
+        runner=shape.runner,
         states=1,  # each break of a chain costs three restarts in each
+        stuck_s=_MUTANT_STUCK_S,
         module=("load.chaos.mutants", shape.mutant.name),
         variables={SCRATCH: str(directory)},
     )

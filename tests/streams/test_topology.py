@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import aiokafka
 import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
+from confluent_kafka import Consumer, TopicPartition
 
 from streams import topology
 from streams.clients import KafkaSettings
 from streams.delivery import BATCH_BYTES
 from streams.worker import Observer, WorkerSettings
+from tests.streams.bench import ROOT, Bench, bench_on, plain_producer, processes
 
 
 async def test_a_worker_that_gets_no_acknowledgement_within_its_session_ends(
@@ -48,3 +54,51 @@ def test_the_private_attributes_that_the_worker_sets_are_those_of_this_aiokafka(
     """That they also arrive is what the aborted messages above show."""
     names = aiokafka.AIOKafkaConsumer.start.__code__.co_names
     assert {"_isolation_level", "_fetch_max_wait_ms"} <= set(names)
+
+
+@pytest.mark.slow
+def test_a_worker_frozen_on_its_way_to_the_socket_writes_a_stale_row_behind_its_successor(
+    kafka: str, tmp_path: Path
+) -> None:
+    """The limit for which Faust is not the default: the lease is checked before, and the broker does not know it."""
+    bench = bench_on(kafka)
+    producer = plain_producer(bench)
+    bench.number(producer, 1_000)
+    with processes(tmp_path, "topology") as start:
+        first = subprocess.Popen(
+            [sys.executable, "-m", "tests.streams.frozen", kafka, bench.prefix, "adder-0"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while Path(f"/proc/{first.pid}/stat").read_text().split()[2] != "T":
+                bench.number(producer, 20)
+                time.sleep(0.1)
+            bench.number(producer, 200)  # for the successor
+            start(bench, instance="adder-1").wait_for("restored")
+            bench.wait_drained()
+            newest = chain_rows(bench)[-1]
+            first.send_signal(signal.SIGCONT)
+            deadline = time.monotonic() + 20
+            while (last := chain_rows(bench)[-1]) == newest and time.monotonic() < deadline:
+                time.sleep(0.2)
+        finally:
+            first.kill()
+            first.wait()
+    assert last < newest
+
+
+def chain_rows(bench: Bench) -> list[int]:
+    """Offsets in the chain rows of partition 0, as the changelog has them one after the other."""
+    config = {"bootstrap.servers": bench.bootstrap, "group.id": f"{bench.prefix}look"}
+    consumer = Consumer({**config, "enable.partition.eof": True})
+    consumer.assign([TopicPartition(f"{bench.prefix}changelog", 0, 0)])
+    found = list[int]()
+    while True:
+        for message in consumer.consume(10_000, timeout=1):
+            if message.error() is not None:
+                consumer.close()
+                return found
+            if message.key() == b"0/chain":
+                found.append(int(message.value() or b""))
