@@ -15,19 +15,18 @@ database or a receiver that is away: whoever tries such a call again says so by 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
-from typing import Final, NoReturn, Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from monitor import metrics
 from monitor.metrics import Process
 from streams.clients import KafkaSettings, consumer_config
-from streams.liveness import StallClock
+from streams.liveness import StallClock, end_process
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +36,8 @@ Place: TypeAlias = tuple[str, int]
 STALLED_AFTER_S: Final = (
     120.0  # twice the longest wait for one reply of ClickHouse, and more than any session
 )
-EXIT_RESTART: Final = 70  # as streams.runner: the supervisor starts the process again
 _LOOK_S: Final = 5.0
 _ANSWER_S: Final = 5.0
-
-
-def end_stalled(reason: str) -> NoReturn:
-    """End the process at once: whatever hangs would also hang a clean end."""
-    try:
-        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
-        logging.shutdown()
-    finally:
-        os._exit(EXIT_RESTART)
 
 
 class Ends:
@@ -92,7 +81,7 @@ class Watch:
         work: Callable[[Mapping[Place, int]], str | None],
         *,
         limit_s: float = STALLED_AFTER_S,
-        ended: Callable[[str], object] = end_stalled,
+        ended: Callable[[str], object] = end_process,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._process, self._work, self._limit_s = process, work, limit_s

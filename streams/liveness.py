@@ -5,9 +5,40 @@ Liveness is "the work moves, or there is none": that a port answers proves nothi
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Final, NoReturn
+
+EXIT_RESTART: Final = 70  # EX_SOFTWARE: start again, and read from the committed offset
+_FRAMES: Final = 8  # from our loop down to the call of a client that hangs
+
+logger = logging.getLogger(__name__)
+
+
+def main_stack() -> str:
+    """Where the main thread is, the innermost call last: names of files and functions, and no values."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    calls = traceback.extract_stack(frame)[-_FRAMES:] if frame is not None else []
+    return " > ".join(f"{Path(c.filename).name}:{c.lineno} {c.name}" for c in calls)
+
+
+def end_process(reason: str, last_words: Callable[[str], object] | None = None) -> NoReturn:
+    """End at once, without a commit and without a clean-up: whatever hangs would hang that as well."""
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            reason = f"{reason}; the main thread is in {main_stack()}"
+        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
+        if last_words is not None:
+            last_words(reason)
+        logging.shutdown()
+    finally:  # whatever the last words did
+        os._exit(EXIT_RESTART)
 
 
 class StallClock:

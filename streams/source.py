@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from confluent_kafka import (
@@ -77,7 +77,8 @@ class Source:
             }
         )
         self._consumer = Consumer(config)
-        self._admin = clients.admin(kafka, logger)
+        self._new_admin = partial(clients.admin, kafka, logger)
+        self._admin = self._new_admin()
 
     def subscribe(self) -> None:
         """Join the group."""
@@ -210,9 +211,15 @@ class Source:
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=_END_S,
         )
+        failed = False
         for place, answer in answers.items():
-            with suppress(KafkaException):
+            try:
                 yield place.partition, answer.result(2 * _END_S).offset
+            except (KafkaException, TimeoutError):
+                failed = True
+        if failed:
+            # A broker that was away has a new leader epoch. A consumer learns it with its next fetch, this client never.
+            self._admin = self._new_admin()
 
     def offsets(self, after: Mapping[int, SourceMark]) -> list[TopicPartition]:
         """What to commit for a batch that leads to ``after``."""

@@ -40,7 +40,7 @@ from streams.delivery import BATCH_BYTES, FetchLog, Record, Target
 from streams.liveness import Lease, StallClock
 from streams.recovery import readable_ends
 from streams.runner import Effects, Incoming, StageRunner
-from streams.worker import Binding, Observer, WorkerSettings, end_process
+from streams.worker import Binding, Observer, WorkerSettings, end_worker
 
 Untyped: TypeAlias = Any
 """An object of Faust's whose class says less than we need: members of its drivers, some of them private."""
@@ -391,7 +391,7 @@ class Worker:
         return True
 
     def _end(self, reason: str) -> NoReturn:
-        end_process(reason, self._observer)
+        end_worker(reason, self._observer)
 
 
 def run(

@@ -54,7 +54,7 @@ from streams.transactions import (
     new_producer,
 )
 from streams.watchdog import Status, Watchdog
-from streams.worker import Binding, Observer, WorkerSettings, end_process
+from streams.worker import Binding, Observer, WorkerSettings, end_worker
 
 _POLL_S: Final = 0.5
 _RECOVERY_MESSAGES: Final = 10_000  # read at once; between two reads the group hears of us
@@ -290,7 +290,7 @@ def run(
     stop: threading.Event,
     observer: Observer | None = None,
     *,
-    end: Callable[[str, Observer], NoReturn] = end_process,
+    end: Callable[[str, Observer], NoReturn] = end_worker,
 ) -> None:
     """Run the stages in this process until ``stop`` is set.
 

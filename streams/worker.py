@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from streams.clients import KafkaSettings
+from streams.liveness import end_process
 from streams.stage import Stage
-
-EXIT_RESTART: Final = 70  # EX_SOFTWARE: start again, and read from the committed offset
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +59,6 @@ class Observer:
         """The process is about to end with ``EXIT_RESTART``. May be called in any thread."""
 
 
-def end_process(reason: str, observer: Observer) -> NoReturn:
-    """End at once: without a commit, and without a clean-up that might make one."""
-    try:
-        logger.critical("ends with exit code %d: %s", EXIT_RESTART, reason)
-        observer.exiting(reason)
-        logging.shutdown()
-    finally:  # whatever the last words did
-        os._exit(EXIT_RESTART)
+def end_worker(reason: str, observer: Observer) -> NoReturn:
+    """End the process, and let the observer know."""
+    end_process(reason, observer.exiting)

@@ -21,7 +21,8 @@ from monitor.settings import MetricsSettings
 from streams import __main__ as cli
 from streams.clients import KafkaSettings
 from streams.embedded.supervisor import free_port
-from streams.health import EXIT_RESTART, Ends, Watch
+from streams.health import Ends, Watch
+from streams.liveness import EXIT_RESTART
 
 OUTBOX = ("outbox", 0)
 
@@ -110,6 +111,7 @@ with Watch("sink", lambda _: "the outbox is not read", limit_s=0.5):
     )
     assert ran.returncode == EXIT_RESTART
     assert "no progress for 0.5 s: the outbox is not read" in ran.stderr
+    assert "the main thread is in <string>:5 <module>" in ran.stderr
     assert time.monotonic() - began < 20
 
 

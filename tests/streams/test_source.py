@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +12,7 @@ from confluent_kafka import Producer
 from monitor.panes import SourceMark
 from streams import wiring
 from streams.source import Source
+from tests.kafka.broker import KafkaBroker
 from tests.streams.profiled import Bench, some
 from tests.streams.standing import Standing
 
@@ -103,4 +104,20 @@ def test_an_open_transaction_is_no_silence_and_an_aborted_one_leaves_none_behind
         assert producer.flush(10) == 0
         settle(source, {0})
         producer.abort_transaction(10)
+        settle(source, {0, 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_partitions_are_idle_again_after_the_broker_was_away(
+    kafka_factory: Callable[[], KafkaBroker], end: str
+) -> None:
+    """It comes back with a new leader epoch, which an administrative client does not learn by itself."""
+    broker = kafka_factory()
+    bench = Bench(broker.address)
+    bench.send(0, *some(3))
+    with following(bench) as source:
+        settle(source, {0, 1})
+        getattr(broker, end)()
+        broker.start()
         settle(source, {0, 1})

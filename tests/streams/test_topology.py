@@ -38,7 +38,7 @@ async def test_a_worker_that_gets_no_acknowledgement_within_its_session_ends(
     def end(reason: str, _observer: Observer) -> NoReturn:
         raise SystemExit(reason)
 
-    monkeypatch.setattr(topology, "end_process", end)
+    monkeypatch.setattr(topology, "end_worker", end)
     kafka = KafkaSettings("127.0.0.1:9", session_timeout_ms=3_000)
     worker = topology.Worker([], WorkerSettings(kafka, "group"), Observer())
     producer: Any = SimpleNamespace(_ensure_producer=Unanswered)
