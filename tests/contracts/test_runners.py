@@ -23,7 +23,7 @@ from tests.streams.bench import (
 if TYPE_CHECKING:
     from tests.kafka.broker import KafkaBroker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(params=["topology", "transactional"])
