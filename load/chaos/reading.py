@@ -108,7 +108,8 @@ def _rows(value: bytes) -> list[dict[str, Any]]:
 def _event(body: Any, now_ms: int) -> Event:
     _require(isinstance(body, dict) and isinstance(body.get("model"), str))
     ts_ms = _time_ms(body.get("ts"))
-    _require(ts_ms <= now_ms + _MAX_FUTURE_MS and _NAME.fullmatch(body["model"]) is not None)
+    _require(0 <= ts_ms <= now_ms + _MAX_FUTURE_MS)
+    _require(_NAME.fullmatch(body["model"]) is not None)
     features, tags = body.get("features"), body.get("tags")
     _require(isinstance(features, _OBJECT) and isinstance(tags, _OBJECT))
     _require(_is(body.get("score"), int, float) and _is(body.get("latency_ms"), int, float))
