@@ -63,6 +63,12 @@ class FourierSum:
         return FourierSum(self.n + other.n, self.total + other.total)
 
     @property
+    def is_possible(self) -> bool:
+        """Whether as many cosines and sines can have these sums."""
+        most = self.n * _AMPLITUDE
+        return bool(np.all(self.total >= -most) and np.all(self.total <= most))
+
+    @property
     def mean(self) -> Floats:
         """``(2 * D,)`` mean embedding; its length is at most 1. ``n`` must not be 0."""
         return embed(np.asarray(self.n), self.total)

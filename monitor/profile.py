@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.binning import (
+    CLIP,
     FLAGS,
     QUANTUM_BITS,
     SPECIALS,
@@ -43,6 +44,7 @@ LATENCY: Final = "$latency_ms"
 UNSEEN_KEPT: Final = 16  # distinct unseen categories kept per field, as a hint for people
 MOMENTS: Final = 3
 _LOW_MASK: Final = (1 << WORD_BITS) - 1
+_MOST: Final = 1 << 36  # events: sums of as many quanta have no overflow
 _HEAD: Final = 2  # events, events with an error
 
 
@@ -259,10 +261,8 @@ class Profile:
 
     def all_scaled_moments(self) -> Floats:
         """``(3, fields)`` n, mean and M2 of ``scaled_moments``: what detectors take."""
-        layout = self.layout
-        n = np.add.reduceat(self.vector, layout.ranges)[::2] if layout.fields else self.vector[:0]
-        sums = self.vector[layout.starts[:, None] + _TO_MOMENTS]
-        rows = zip(n.tolist(), sums.tolist(), layout.fields, strict=True)
+        n, sums = _sums(self.layout, self.vector)
+        rows = zip(n.tolist(), sums.tolist(), self.layout.fields, strict=True)
         numeric = (
             _moments(k, *row) if isinstance(f.bins, NumericBins) else _NOTHING for k, row, f in rows
         )
@@ -280,7 +280,7 @@ class Profile:
         """The profile in ``body``.
 
         Raises:
-            IncompatibleError: damaged, or of another binning.
+            IncompatibleError: damaged, of another binning, or of no possible set of events: its sums would end a detector later.
         """
         try:
             bins_id, (counts, moments), hints = _DECODER.decode(body)
@@ -299,12 +299,41 @@ class Profile:
                 vector[mask] = values
         except (msgspec.MsgspecError, TypeError, ValueError) as err:
             raise IncompatibleError("damaged profile") from err
+        if not _is_possible(layout, vector):
+            raise IncompatibleError("damaged profile")
         return Profile(layout, vector, hints)
 
 
 _WIDTHS: Final = ("u1", "<i2", "<i4", "<i8")
 _TO_MOMENTS: Final = len(SPECIALS) + len(FLAGS) + np.arange(MOMENTS)
 _NOTHING: Final = (0, 0.0, 0.0)
+
+
+def _is_possible(layout: Layout, vector: Ints) -> bool:
+    """Whether some set of events has this vector: what all parts obey, their sum does."""
+    n, narrow = int(vector[0]), vector[~layout.moment_mask]
+    if not (narrow.min() >= 0 and narrow.max() <= n <= _MOST):
+        return False
+    for v in layout.vectors:
+        state = v.state(vector)
+        if state.n + sum(v.left_out(vector)) != n or not state.is_possible:
+            return False
+    counts, sums = _sums(layout, vector)
+    specials = vector[layout.starts[:, None] + np.arange(len(SPECIALS))].sum(axis=1)
+    rows = zip(counts.tolist(), sums.tolist(), strict=True)
+    return bool(np.all(counts + specials == n)) and all(_are_sums(k, *row) for k, row in rows)
+
+
+def _are_sums(n: int, s1: int, high: int, low: int) -> bool:
+    """Whether ``n`` quanta can have this sum and these squares: the first inequality is that of Cauchy and Schwarz."""
+    s2 = (high << WORD_BITS) + low
+    return 0 <= low <= _LOW_MASK and s1 * s1 <= n * s2 <= (n * CLIP) ** 2
+
+
+def _sums(layout: Layout, vector: Ints) -> tuple[Ints, Ints]:
+    """``(fields,)`` events in bins, and their ``(fields, MOMENTS)`` moments."""
+    n = np.add.reduceat(vector, layout.ranges)[::2] if layout.fields else vector[:0]
+    return n, vector[layout.starts[:, None] + _TO_MOMENTS]
 
 
 def _moments(n: int, s1: int, high: int, low: int) -> tuple[int, float, float]:

@@ -362,6 +362,36 @@ def test_damaged_profiles_are_refused_by_name(body: bytes) -> None:
         Profile.from_bytes(LAYOUT, body)
 
 
+CARRIER, DISTANCE = LAYOUT.by_name["carrier"], LAYOUT.by_name["distance"]
+
+
+@pytest.mark.parametrize(
+    ("at", "added"),
+    [
+        pytest.param(CARRIER.counts.start, -1, id="fewer than no event in a bin"),
+        pytest.param(CARRIER.counts.start, 1, id="more events in a field than there are"),
+        pytest.param(1, 301, id="more errors than events"),
+        pytest.param(DISTANCE.flags.start, 301, id="more flags than events"),
+        pytest.param(DISTANCE.moments.start, 1 << 40, id="a sum without its squares"),
+        pytest.param(DISTANCE.moments.stop - 2, 1 << 60, id="squares beyond any value"),
+        pytest.param(DISTANCE.moments.stop - 1, 1 << 40, id="a word that was not carried"),
+    ],
+)
+def test_a_profile_of_no_possible_events_is_damaged(at: int, added: int) -> None:
+    whole = profile_of([{"distance": 700, "carrier": "UA"}] * 300)
+    vector = whole.vector.copy()
+    vector[at] += added
+    with pytest.raises(IncompatibleError, match="damaged"):
+        Profile.from_bytes(LAYOUT, Profile(LAYOUT, vector).to_bytes())
+    assert same(Profile.from_bytes(LAYOUT, whole.to_bytes()), whole)
+
+
+def test_more_events_than_sums_can_hold_are_damaged() -> None:
+    vector = profile_of([{}]).vector << 37
+    with pytest.raises(IncompatibleError, match="damaged"):
+        Profile.from_bytes(LAYOUT, Profile(LAYOUT, vector).to_bytes())
+
+
 @pytest.mark.parametrize(("events", "width"), [(255, 1), (256, 2), (32_768, 4)])
 def test_counts_travel_in_the_narrowest_integers_that_hold_them(events: int, width: int) -> None:
     body = profile_of([{"carrier": "UA"}] * events).to_bytes()
