@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import pyarrow as pa
 
 from monitor import reference as references
 from monitor import wire
@@ -200,6 +201,8 @@ def main() -> None:
     job = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Job)
     models = [Model(*references.load(record)) for record in job.models]
     newest = {model.spec.model: model for model in models}.get
+    # Loads pandas where that is installed, and reserves a GiB: longer and more than a message may take.
+    pa.array([0])
     _restrict()
     for number, (first, end) in enumerate(job.groups):
         _say(b"%d" % number)
@@ -225,10 +228,12 @@ def _say(line: bytes) -> None:
 
 
 def _restrict() -> None:
-    """A bound on memory, and no core file. What is mapped without being written to is not counted."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
-    resource.setrlimit(resource.RLIMIT_DATA, (used + _MEMORY, used + _MEMORY))
+    """A bound on memory, where the kernel tells how much there is, and no core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private ones, touched or not
+        bound = pages * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 
 
 if __name__ == "__main__":
