@@ -125,6 +125,8 @@ def test_the_command_says_in_one_line_whether_a_process_is_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("monitor.logs.configure", lambda *_args, **_kwargs: None)
+    for gauge in (metrics.STALLED, metrics.LAST_PROGRESS):  # other tests ran in this process
+        gauge.clear()
     port = free_port()
     monkeypatch.setenv("DRIFTLINE_METRICS__PORT", str(port))
     away = CliRunner().invoke(cli.app, ["health", "sink"])

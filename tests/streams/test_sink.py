@@ -282,7 +282,7 @@ def test_storing_a_batch_again_in_other_cuts_changes_nothing(tmp_path: Path) -> 
         target.close()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 25.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
