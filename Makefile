@@ -19,8 +19,8 @@ demo: $(INSTALLED) ## Start everything embedded and replay eleven months of flig
 up: $(INSTALLED) ## Start everything embedded and wait for your own predictions
 	@$(BIN)/python -m streams up $(ARGS)
 
-test: $(INSTALLED) ## Run the whole test suite (ARGS="tests/streams -x" for less)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## Run the whole test suite, a process for each core (ARGS="-n 0 -x tests/streams" for less)
+	@$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 check: $(INSTALLED) ## Lint, formatting, types, import contracts
 	$(BIN)/ruff check .

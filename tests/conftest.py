@@ -21,7 +21,6 @@ IN_CI: Final = bool(os.environ.get("CI"))
 pytest_plugins = ["pytester"]  # tests/test_project.py runs a small suite under this conftest
 KINDS: Final = {"kafka": "real Kafka", "embedded": "embedded end-to-end", "unit": "unit"}
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
-_kind_of: Final = pytest.StashKey[dict[str, str]]()
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=500, deadline=None, derandomize=True)
@@ -72,10 +71,6 @@ def broker_address(request: pytest.FixtureRequest) -> str:
     return address
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_kind_of] = {}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a broker, so that nobody can forget to."""
     for item in items:
@@ -85,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "embedded_broker" in fixtures:
             item.add_marker(pytest.mark.embedded)
         kind = next((name for name in KINDS if item.get_closest_marker(name)), "unit")
-        item.config.stash[_kind_of][item.nodeid] = kind
+        item.user_properties.append(("kind", kind))  # goes with the report, from whichever process
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,15 +102,13 @@ def _refuse_skip(report: Report) -> Report:
     return report
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count each kind of test, and give every kind that was skipped a heading with the reasons."""
     counts = {kind: Counter[str]() for kind in reversed(KINDS)}
     reasons = {kind: Counter[str]() for kind in KINDS}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
         for report in terminalreporter.stats.get(outcome, []):
-            kind = config.stash[_kind_of].get(report.nodeid, "unit")
+            kind = dict(getattr(report, "user_properties", ())).get("kind", "unit")
             counts[kind][outcome] += 1
             if outcome == "skipped":
                 reasons[kind][_reason(report)] += 1
