@@ -259,13 +259,12 @@ def migrate(
 
 def _apply(client: Client, statement: str) -> None:
     """Run a statement of a migration. A table that is renamed already was so by a run that did not get to say it."""
-    try:
-        client.command(statement, settings=_MIGRATING)
-    except exceptions.ClickHouseError as err:
-        if not (statement.startswith("RENAME") and getattr(err, "code", None) in _RENAMED):
-            raise _translate(err) from None
-    except (HTTPError, OSError) as err:
-        raise TransientError(f"ClickHouse does not answer ({type(err).__name__})") from None
+    with translated():
+        try:
+            client.command(statement, settings=_MIGRATING)
+        except exceptions.ClickHouseError as err:
+            if not (statement.startswith("RENAME") and getattr(err, "code", None) in _RENAMED):
+                raise
 
 
 _MIGRATIONS_TABLE: Final = """

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs forget OffsetSpec
+    AdminClient,
+    ListOffsetsResultInfo,
+    OffsetSpec,
+)
 
 from monitor.errors import ConfigError
 
@@ -24,6 +29,8 @@ Config: TypeAlias = dict[str, Any]
 # (a first join took 22 s with librdkafka's default of 45 s), so the two brokers get different sessions.
 EMBEDDED_SESSION_MS = 6_000
 SESSION_MS = 45_000
+
+_LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 # Switches which would turn off the check that the broker is the one that was meant.
 _UNSAFE = {"enable.ssl.certificate.verification", "enable.sasl.oauthbearer.unsecure.jwt"}
@@ -172,6 +179,24 @@ def admin(settings: KafkaSettings, logger: logging.Logger) -> AdminClient:
 def is_fatal(error: KafkaError) -> bool:
     """Whether a consumer is of no more use: another has taken its name. To close it may hang."""
     return error.fatal() or error.code() in _FATAL
+
+
+def log_ends(
+    client: AdminClient, places: Iterable[TopicPartition], *, committed: bool, timeout_s: float
+) -> Mapping[TopicPartition, Future[ListOffsetsResultInfo]]:
+    """Where the log of each partition ends; keep the client until they are answered.
+
+    A client that has asked before a broker went away is refused for ever when it is back: it does not learn the new leader epoch.
+
+    Args:
+        client: asks.
+        places: partitions.
+        committed: whether the log ends where a transaction is open, as for who reads committed records only.
+        timeout_s: for the broker's answer.
+    """
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    asked = dict.fromkeys(places, _LATEST)
+    return client.list_offsets(asked, isolation_level=level, request_timeout=timeout_s)
 
 
 class Refusals:

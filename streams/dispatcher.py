@@ -49,7 +49,7 @@ from monitor.wire import Delivery, OutboxItem
 from streams import wiring
 from streams.clients import consumer_config, producer_config
 from streams.deadletter import dead_letter
-from streams.health import Ends, Watch
+from streams.health import Watch, watching
 from streams.lanes import Lanes, Task
 from streams.registry import Registry
 
@@ -321,10 +321,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     async def main(watch: Watch) -> None:
         await Dispatcher(settings, spec_of, watch=watch).run(stop)
 
-    ends = Ends(kafka)
     try:
-        with Watch("dispatcher", ends) as watch:
+        with watching("dispatcher", kafka) as watch:
             asyncio.run(main(watch))
     finally:
-        ends.close()
         registry.stop()

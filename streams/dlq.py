@@ -17,18 +17,16 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
     TopicPartition,
 )
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # its stubs forget it
 
 from alerting.episodes import parse_time
 from monitor.errors import ConfigError, TransientError
 from monitor.spec import parse_duration_ms
-from streams.clients import KafkaSettings, admin, consumer_config
+from streams.clients import KafkaSettings, admin, consumer_config, log_ends
 from streams.deadletter import PREFIX, REPLAY, header_list
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,6 @@ ANSWER_S: Final = 10.0
 _OPEN_S: Final = 30.0  # a transaction that was left open ends after 10 s
 _BATCH: Final = 500
 _SHOWN: Final = 200  # bytes of a value
-_LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _GONE: Final = {
     KafkaError._AUTO_OFFSET_RESET,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -255,10 +252,8 @@ class Reader:
             found = self._admin.list_topics(topic, timeout=ANSWER_S).topics[topic]
             if found.error is not None:
                 raise TransientError(f"topic {topic} is not there: run `driftline topics create`")
-            asked = {TopicPartition(topic, p): _LATEST for p in found.partitions}
-            answers = self._admin.list_offsets(
-                asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=ANSWER_S
-            )
+            places = [TopicPartition(topic, p) for p in found.partitions]
+            answers = log_ends(self._admin, places, committed=False, timeout_s=ANSWER_S)
             return {place.partition: answer.result().offset for place, answer in answers.items()}
         except KafkaException as err:
             raise TransientError(f"kafka: {err.args[0].str()}") from err

@@ -17,21 +17,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from monitor import metrics
 from monitor.metrics import Process
 from streams.clients import KafkaSettings, consumer_config
+from streams.delivery import Target
 from streams.liveness import StallClock, end_process
 
 logger = logging.getLogger(__name__)
-
-Place: TypeAlias = tuple[str, int]
-"""Topic and partition."""
 
 STALLED_AFTER_S: Final = (
     120.0  # twice the longest wait for one reply of ClickHouse, and more than any session
@@ -41,20 +40,26 @@ _ANSWER_S: Final = 5.0
 
 
 class Ends:
-    """What lies between positions and the ends of their partitions. Its connection is its own: a fetcher that died knows of no lag."""
+    """What lies between positions and the ends of their partitions. Its connection is its own: a fetcher that died knows of no lag.
 
-    def __init__(self, kafka: KafkaSettings) -> None:
+    Args:
+        kafka: the broker to ask.
+        unanswered: what there is to do while it does not answer. ``None``: nothing, for whom no restart would help.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, unanswered: str | None = None) -> None:
+        self._unanswered = unanswered
         # It joins no group; ends are those of committed transactions, as for whoever reads.
         self._consumer = Consumer(consumer_config(kafka, f"{kafka.prefix}ends", logger))
 
-    def __call__(self, positions: Mapping[Place, int]) -> str | None:
-        """A partition that is not read to its end, or ``None``; also while the broker does not answer: no restart would help."""
+    def __call__(self, positions: Mapping[Target, int]) -> str | None:
+        """A partition that is not read to its end, or ``None``."""
         for (topic, partition), position in positions.items():
             place = TopicPartition(topic, partition)
             try:
                 _, end = self._consumer.get_watermark_offsets(place, timeout=_ANSWER_S)
             except KafkaException:
-                return None
+                return self._unanswered
             if position < end:
                 return f"{topic}/{partition} is at {max(position, 0)} of {end}"
         return None
@@ -78,7 +83,7 @@ class Watch:
     def __init__(
         self,
         process: Process,
-        work: Callable[[Mapping[Place, int]], str | None],
+        work: Callable[[Mapping[Target, int]], str | None],
         *,
         limit_s: float = STALLED_AFTER_S,
         ended: Callable[[str], object] = end_process,
@@ -86,19 +91,19 @@ class Watch:
     ) -> None:
         self._process, self._work, self._limit_s = process, work, limit_s
         self._ended, self._monotonic = ended, monotonic
-        self._positions: Mapping[Place, int] = {}
+        self._positions: Mapping[Target, int] = {}
         self._waits = 0
         self._clock = StallClock(limit_s)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
         metrics.STALLED.labels(process).set(0)
 
-    def reached(self, positions: Mapping[Place, int]) -> None:
+    def reached(self, positions: Mapping[Target, int]) -> None:
         """What is durable now, of all partitions that are held; -1 where nothing is known yet. An end that was read counts."""
         self._positions = dict(positions)
 
     def waits(self) -> None:
-        """A call to something that is away was tried again, or a loop without positions turned."""
+        """A call to something that is away was tried again, a loop without positions turned, or work began or went on that has none."""
         self._waits += 1
 
     def look(self) -> None:
@@ -130,3 +135,14 @@ class Watch:
     def _follow(self) -> None:
         while not self._stop.wait(min(_LOOK_S, self._limit_s / 6)):
             self.look()
+
+
+@contextmanager
+def watching(process: Process, kafka: KafkaSettings) -> Iterator[Watch]:
+    """A watch over what lies between a process's positions and the ends of their partitions."""
+    ends = Ends(kafka)
+    try:
+        with Watch(process, ends) as watch:
+            yield watch
+    finally:
+        ends.close()

@@ -31,7 +31,7 @@ from monitor.events import decode_message
 from monitor.settings import Settings
 from streams import wiring
 from streams.deadletter import Allowance, dead_letter, header_list, refused_events
-from streams.health import Ends, Watch
+from streams.health import Watch, watching
 from streams.profiling import (
     DeadLetter,
     Outcome,
@@ -76,9 +76,7 @@ def run(settings: Settings, stop: Event) -> None:
         registry = Registry(kafka, wiring.topics(settings))
         opened.callback(registry.stop)
         registry.start(stop)
-        ends = Ends(kafka)
-        opened.callback(ends.close)
-        watch = opened.enter_context(Watch("profiler", ends))
+        watch = opened.enter_context(watching("profiler", kafka))
         try:
             Profiler(settings, registry, clock=clock, monotonic=time.monotonic, watch=watch).run(
                 stop
@@ -183,7 +181,12 @@ class Profiler:
             finding = Finding(len(batch), {})
         for at, how in finding.killers.items():
             place = batch[at].source
-            logger.error("message %d of partition %d goes to the dead letters: it ends the process that decodes it, by %s", place.offset, place.partition, how)  # fmt: skip
+            logger.error(
+                "message %d of partition %d goes to the dead letters: it ends the process that decodes it, by %s",
+                place.offset,
+                place.partition,
+                how,
+            )
             nothing = SourceMessage(place.partition, place.offset, None, {})
             batch[at] = _Read(nothing, batch[at].original, how)
         for read in batch[finding.vetted :]:
@@ -219,7 +222,9 @@ class Profiler:
             # The second half must not commit past a first half that did not.
             return self._send_parts(batch[:half], busy) and self._send_parts(batch[half:], busy)
         if fitting is None:
-            outcome = self._profile(batch, claim.idle, now_ms, "its profiles do not fit into one message")  # fmt: skip
+            outcome = self._profile(
+                batch, claim.idle, now_ms, "its profiles do not fit into one message"
+            )
             fitting = outcome, [wire.encode(message) for message in outcome.profiles]
         outcome, profiles = fitting
         if not self._commit(batch, outcome, profiles, claim, now_ms):
@@ -342,7 +347,10 @@ class Profiler:
     def _say_dropped(self) -> None:
         now_s = self._monotonic()
         if self._dropped and now_s - self._said_s >= _SAY_EVERY_S:
-            logger.warning("%d dead letters were counted but not sent: more than profiler.dead_letters_per_minute", self._dropped)  # fmt: skip
+            logger.warning(
+                "%d dead letters were counted but not sent: more than profiler.dead_letters_per_minute",
+                self._dropped,
+            )
             self._dropped, self._said_s = 0, now_s
 
 

@@ -45,10 +45,6 @@ class Recovery:
         """Whether every changelog was read to its end."""
         return not self._unread
 
-    def targets(self) -> Iterable[Target]:
-        """The partitions to read."""
-        return self._tables.keys()
-
     def add(self, target: Target, key: bytes | None, value: bytes | None) -> None:
         """Take a record, in the order of its partition. What belongs to no table of this recovery is left."""
         rows = self._tables.get(target)

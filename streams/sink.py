@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack, suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 from confluent_kafka import (
@@ -39,16 +39,14 @@ from monitor.store import Store
 from streams import wiring
 from streams.clients import consumer_config, producer_config
 from streams.deadletter import dead_letter
-from streams.health import Ends, Watch
+from streams.delivery import Target
+from streams.health import Watch, watching
 from streams.inserts import KnownLayouts, count_refused, store_parcels
 from streams.intake import Intake, Parcel
 from streams.registry import Registry
 from streams.topics import Topics
 
 logger = logging.getLogger(__name__)
-
-Target: TypeAlias = tuple[str, int]
-"""Topic and partition."""
 
 STAGE: Final = "sink"
 MAX_BATCH_BYTES: Final = 64 << 20  # of message values: rows of windows are wide
@@ -337,9 +335,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         registry = Registry(kafka, topics)
         opened.callback(registry.stop)
         registry.start(stop)
-        ends = Ends(kafka)
-        opened.callback(ends.close)
-        watch = opened.enter_context(Watch("sink", ends))
+        watch = opened.enter_context(watching("sink", kafka))
         consumer = Consumer({**config, "enable.partition.eof": True})  # see step 4
         opened.callback(consumer.close)
         Sink(

@@ -12,20 +12,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from confluent_kafka import (
-    Consumer,
-    IsolationLevel,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicPartition,
-)
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # its stubs forget it
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from monitor.panes import SourceMark
 from streams import clients
@@ -37,7 +30,6 @@ logger = logging.getLogger(__name__)
 _ANSWER_S: Final = 10.0
 _END_S: Final = 1.0  # for the ends of the partitions: without an answer nothing is idle
 _PAUSE_S: Final = 0.2
-_LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _OF_A_PARTITION: Final = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
 
 
@@ -192,7 +184,8 @@ class Source:
         asked_s = self._monotonic()
         silent = {p: end for p, end in self._silent().items() if p not in busy}
         # The embedded broker understates the end, so "not beyond" is the test and not "equal".
-        return Claim({p for p, end in self._ends(silent) if end <= silent[p]}, asked_s)
+        ends = self._ends(silent) if silent else {}
+        return Claim({p for p, end in ends.items() if end <= silent[p]}, asked_s)
 
     def changed(self) -> bool:
         """Whether a partition is idle that was not, or the other way round. The broker is asked where it matters."""
@@ -202,24 +195,17 @@ class Source:
     def _silent(self) -> Mapping[int, int]:
         return self.positions.silent(self._monotonic(), self._idle_after_s)
 
-    def _ends(self, partitions: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    def _ends(self, partitions: Collection[int]) -> Mapping[int, int]:
         """The end of each partition's log now, as far as the broker answers in time."""
-        if not partitions:
-            return
-        answers = self._admin.list_offsets(
-            {TopicPartition(self._topic, partition): _LATEST for partition in partitions},
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=_END_S,
-        )
-        failed = False
+        places = [TopicPartition(self._topic, partition) for partition in partitions]
+        answers = clients.log_ends(self._admin, places, committed=False, timeout_s=_END_S)
+        found = dict[int, int]()
         for place, answer in answers.items():
-            try:
-                yield place.partition, answer.result(2 * _END_S).offset
-            except (KafkaException, TimeoutError):
-                failed = True
-        if failed:
-            # A broker that was away has a new leader epoch. A consumer learns it with its next fetch, this client never.
+            with suppress(KafkaException, TimeoutError):
+                found[place.partition] = answer.result(2 * _END_S).offset
+        if len(found) < len(places):
             self._admin = self._new_admin()
+        return found
 
     def offsets(self, after: Mapping[int, SourceMark]) -> list[TopicPartition]:
         """What to commit for a batch that leads to ``after``."""

@@ -15,7 +15,7 @@ The protocol; the numbers stand in the code:
 
 A chain break (``streams.chain``) is a rewind as well. What the stage yielded before it (its count of the break) is committed, with the offset of the very
 message that broke the chain, since a transaction without offsets would have no ticket. The process need not end: the client fetches again, and the state comes from
-the log. A break that is never booked moves no offset, and so the watchdog ends the process.
+the log. A break that is never booked moves no offset, and so the watch ends the process (``streams.health``).
 
 A stage's memory is the only copy of its state: the rows of its table exist while they are read.
 """
@@ -27,8 +27,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
 from confluent_kafka import (
@@ -44,6 +43,7 @@ from monitor.errors import ConfigError, TransientError
 from streams.batch import Batch
 from streams.clients import consumer_config, is_fatal, reachable
 from streams.delivery import Record, Target
+from streams.health import Ends, Watch
 from streams.recovery import Recovery
 from streams.stage import ChainBreakError
 from streams.transactions import (
@@ -53,7 +53,6 @@ from streams.transactions import (
     Transactions,
     new_producer,
 )
-from streams.watchdog import Status, Watchdog
 from streams.worker import Binding, Observer, WorkerSettings, end_worker
 
 _POLL_S: Final = 0.5
@@ -85,8 +84,13 @@ class Worker:
         *,
         monotonic: Callable[[], float],
         end: Callable[[str, Observer], NoReturn],
+        watch: Watch,
     ) -> None:
-        self.status, self._end = Status("joining the group"), end
+        self.busy: str | None = "joining the group"
+        """What it does beside reading its inputs."""
+        self._end, self._watch = end, watch
+        self._reached: dict[Target, int] = {}
+        self._recovered = 0  # records of the longest recovery of this assignment: one that repeats itself is no progress
         self._bindings, self._observer = bindings, observer
         self._limit, self._monotonic = settings.batch_messages, monotonic
         self._stages = {topic: binding for binding in bindings for topic in binding.topics}
@@ -156,21 +160,26 @@ class Worker:
         if divided != {(topic, partition) for topic in self._stages for partition in self._held}:
             raise TransientError(f"the group divides topics unequally: {sorted(divided)}")
         self._stale = True
-        busy = "recovering" if self._held else None
-        self.status = Status(busy, self.status.assignments + 1)
+        self._moved_to("recovering" if self._held else None)
         logger.info("assigned partitions %s", sorted(self._held))
 
     def _revoked(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         # No transaction is open: callbacks run in consume(). In memory is what the next owner will read from the log.
         self._held = frozenset()
         self._stale = True
-        self.status = Status("joining the group", self.status.assignments + 1)
+        self._moved_to("joining the group")
+
+    def _moved_to(self, busy: str | None) -> None:
+        """Note that there is another assignment."""
+        self.busy, self._reached, self._recovered = busy, {}, 0
+        self._watch.reached({})
+        self._watch.waits()
 
     def _rewind(self, reason: str) -> None:  # 6.
         logger.warning("rewinds to the committed offsets: %s", reason)
         self._observer.rewound(reason)
         self._stale = True
-        self.status = replace(self.status, busy="recovering")
+        self.busy = "recovering"
 
     def _begin(self) -> None:
         """Drop what is in memory, and start to recover what this worker holds."""
@@ -223,8 +232,9 @@ class Worker:
                 recovery.add(target, message.key(), message.value())
         if self._stale:
             return
-        most = max(recovery.records, self.status.recovered)
-        self.status = replace(self.status, recovered=most)
+        if recovery.records > self._recovered:
+            self._recovered = recovery.records
+            self._watch.waits()
         if recovery.whole:
             self._restore(recovery)
 
@@ -242,8 +252,8 @@ class Worker:
                 for t, offset in offsets
             ]
         )
-        reached = {target: max(offset, 0) for target, offset in offsets}
-        self.status = replace(self.status, busy=None, reached=reached)
+        self.busy, self._reached = None, {target: max(offset, 0) for target, offset in offsets}
+        self._watch.reached(self._reached)
 
     def _turn(self) -> ChainBreakError | None:
         """Read a batch, apply it and commit it; the break of a chain that it ended with."""
@@ -281,7 +291,8 @@ class Worker:
             self._observer.applied(*counts)
         for (topic, partition), offset in batch.offsets.items():
             self._observer.committed(topic, partition, offset)
-        self.status = replace(self.status, reached={**self.status.reached, **batch.reached})
+        self._reached |= batch.reached
+        self._watch.reached(self._reached)
 
 
 def run(
@@ -303,24 +314,23 @@ def run(
     """
     if not reachable(settings.kafka):
         raise TransientError(f"no Kafka broker answers at {settings.kafka.bootstrap}")
-    observer = observer or Observer()
+    told = observer or Observer()
+    ends = Ends(settings.kafka, unanswered="the broker does not answer")
+
+    def left(reached: Mapping[Target, int]) -> str | None:
+        return worker.busy or ends(reached)
+
+    watch = Watch(
+        "detector", left, limit_s=settings.stall_s, ended=lambda reason: end(reason, told)
+    )
     try:
-        worker = Worker(bindings, settings, observer, monotonic=time.monotonic, end=end)
-        watchdog = Watchdog(
-            settings.kafka,
-            settings.group,
-            stall_s=settings.stall_s,
-            status=lambda: worker.status,
-            stalled=lambda reason: end(reason, observer),
-            monotonic=time.monotonic,
-        )
-        watchdog.start()
-        try:
+        worker = Worker(bindings, settings, told, monotonic=time.monotonic, end=end, watch=watch)
+        with watch:
             worker.run(stop)
-        finally:
-            watchdog.stop()
     except KafkaException as failure:
         raise TransientError(f"kafka: {failure.args[0].str()}") from failure
+    finally:
+        ends.close()
 
 
 def _target(message: Message) -> Target:

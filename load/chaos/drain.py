@@ -21,13 +21,20 @@ from typing import Final
 from confluent_kafka import KafkaException, Message, TopicPartition
 
 from load.chaos.cluster import SOURCES, Deployment
-from load.chaos.records import ANSWER_S, Group, admin, by_partition, ends, read
+from load.chaos.records import (
+    ANSWER_S,
+    Group,
+    Place,
+    admin,
+    by_partition,
+    ends,
+    place_of,
+    read,
+)
 from monitor import wire
 
 _TAIL: Final = 200  # offsets: heartbeats of 2 s and their markers, for a good while
 _SINK: Final = ("scored", "windows", "verdicts", "incidents", "deliveries")
-
-Place = tuple[str, int]
 
 
 class StuckError(Exception):
@@ -104,7 +111,9 @@ class Drain:
     def _until_committed(self, role: str, goal: Mapping[Place, int]) -> Iterator[Left]:
         while True:
             places = [TopicPartition(self._prefix + topic, p) for topic, p in goal]
-            at = {self._place(tp): tp.offset for tp in self._groups[role].committed(places)}
+            at = {
+                place_of(tp, self._prefix): tp.offset for tp in self._groups[role].committed(places)
+            }
             left = sum(max(0, end - at.get(place, 0)) for place, end in goal.items())
             if not left:
                 return
@@ -144,7 +153,6 @@ class Drain:
             for name in names
             for p in known[self._prefix + name].partitions
         ]
-        return {self._place(place): end for place, end in ends(self._admin, places).items()}
-
-    def _place(self, place: TopicPartition) -> Place:
-        return place.topic.removeprefix(self._prefix), place.partition
+        return {
+            place_of(place, self._prefix): end for place, end in ends(self._admin, places).items()
+        }

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from load.chaos.cluster import Deployment
 from load.chaos.faults import Struck
-from load.chaos.records import Group, admin, ends
+from load.chaos.records import Group, Place, admin, ends, place_of
 
 EVERY_S: Final = 0.25
 _MARKERS: Final = 2  # of two profilers
@@ -33,9 +33,6 @@ _STEADY: Final = {
     "sink": "windows",
     "dispatcher": "outbox",
 }
-
-Place = tuple[str, int]
-"""Topic without its prefix, and partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +105,19 @@ class Watch:
 
     def _sample(self) -> Sample:
         places = [TopicPartition(self._prefix + topic, p) for topic, p in self._places]
-        found = {self._place(place): end for place, end in ends(self._admin, places).items()}
+        found = {
+            place_of(place, self._prefix): end for place, end in ends(self._admin, places).items()
+        }
         groups = {
             role: {
-                self._place(place): place.offset
+                place_of(place, self._prefix): place.offset
                 for place in self._groups[role].committed(
-                    [p for p in places if self._place(p)[0] in topics]
+                    [p for p in places if place_of(p, self._prefix)[0] in topics]
                 )
             }
             for role, topics in _WATCHED.items()
         }
         return Sample(self._clock(), groups, found)
-
-    def _place(self, tp: TopicPartition) -> Place:
-        return tp.topic.removeprefix(self._prefix), tp.partition
 
 
 @dataclass(frozen=True, slots=True)

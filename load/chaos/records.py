@@ -5,22 +5,24 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from confluent_kafka import (
     Consumer,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient
 
 from monitor.settings import Settings
-from streams.clients import Config
+from streams.clients import Config, log_ends
 
 ANSWER_S: Final = 3.0
+
+Place: TypeAlias = tuple[str, int]
+"""Topic without its prefix, and partition."""
 
 
 def admin(settings: Settings) -> AdminClient:
@@ -34,12 +36,13 @@ def ends(client: AdminClient, places: Iterable[TopicPartition]) -> dict[TopicPar
     Raises:
         KafkaException: the broker does not answer.
     """
-    found = client.list_offsets(
-        {place: OffsetSpec.latest() for place in places},  # type: ignore[no-untyped-call]
-        request_timeout=ANSWER_S,
-        isolation_level=IsolationLevel.READ_COMMITTED,
-    )
+    found = log_ends(client, places, committed=True, timeout_s=ANSWER_S)
     return {place: answer.result(ANSWER_S).offset for place, answer in found.items()}
+
+
+def place_of(found: TopicPartition, prefix: str) -> Place:
+    """The place of a partition."""
+    return found.topic.removeprefix(prefix), found.partition
 
 
 class Group:

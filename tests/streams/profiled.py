@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from confluent_kafka import (
@@ -27,6 +28,7 @@ from streams.profiler import Profiler
 from streams.registry import Registry
 from tests.monitor.builders import MODEL, NOW, SECOND, START, body, event
 from tests.streams.builders import Known, model
+from tests.streams.threads import in_thread
 
 KNOWN = Known(model(MODEL), model("fraud", segments=[]))
 SOURCES, STATES = 2, 2
@@ -129,26 +131,14 @@ Make = Callable[..., Profiler]
 @contextmanager
 def running(bench: Bench, make: Make = Profiler) -> Iterator[None]:
     """A profiler in a thread; what ended it is raised here."""
-    stop, failures = threading.Event(), list[BaseException]()
-
-    def work() -> None:
-        try:
-            registry = cast("Registry", Live())
-            clock = lambda: NOW / 1_000  # noqa: E731
-            make(bench.settings, registry, clock=clock, monotonic=time.monotonic).run(stop)
-        except BaseException as failure:  # noqa: BLE001  it is raised in the test
-            failures.append(failure)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with in_thread(partial(profile, bench, make)):
         yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
+
+
+def profile(bench: Bench, make: Make, stop: threading.Event) -> None:
+    """Run a profiler."""
+    registry, clock = cast("Registry", Live()), lambda: NOW / 1_000
+    make(bench.settings, registry, clock=clock, monotonic=time.monotonic).run(stop)
 
 
 class Live(Known):

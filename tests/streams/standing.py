@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from typing_extensions import override
 
@@ -31,6 +31,6 @@ class Standing(Source):
             self.positions.ended(partition, 0, since_s)
 
     @override
-    def _ends(self, partitions: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    def _ends(self, partitions: Collection[int]) -> Mapping[int, int]:
         self.asked += 1
-        return ((p, self.ends[p]) for p in partitions if p in self.ends)
+        return {p: self.ends[p] for p in partitions if p in self.ends}

@@ -127,7 +127,6 @@ def test_no_event_stops_the_profiler_or_the_detector(
 RUN = Profiling(KNOWN.newest, marks([0]))
 RUN.batch([message(0, i, event(START + 20_000 * i)) for i in range(4)])
 WHOLE = max(RUN.outcomes[0].profiles, key=lambda profiles: len(profiles.deltas))
-NUMBERS = st.sampled_from([0, -1, 1, 2**31, -(2**31), START, 2**62, -(2**62), 2**63 - 1])
 
 
 @given(mutants([wire.unpack(wire.encode(WHOLE)), *(delta.profile for delta in WHOLE.deltas)]), st.integers(0, 3))  # fmt: skip

@@ -29,8 +29,10 @@ from streams.registry import Registry
 from tests.monitor.builders import MODEL, NOW, SECOND, START, event
 from tests.streams.builders import POLICY
 from tests.streams.builders import message as message_of
-from tests.streams.profiled import STATES, Bench, Live, Make, drain, running, some
+from tests.streams.flaky import ABORTABLE, FENCED, RETRIABLE, UNKNOWN, Flaky
+from tests.streams.profiled import STATES, Bench, Live, Make, drain, profile, running, some
 from tests.streams.standing import Standing
+from tests.streams.threads import in_thread
 
 if TYPE_CHECKING:
     from tests.kafka.broker import KafkaBroker
@@ -94,26 +96,6 @@ def test_the_watermark_survives_a_restart_in_the_metadata_of_the_offset(kafka: s
     assert bench.account()["late"] == 1
 
 
-class Flaky:
-    """A producer one of whose calls fails once, before or after it had its effect."""
-
-    def __init__(self, real: Producer, plan: list[tuple[str, str, KafkaError]]) -> None:
-        self._real, self._plan = real, plan
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._real, name)
-        if not self._plan or self._plan[0][0] != name:
-            return real
-
-        def fails(*args: Any) -> Any:
-            _, when, error = self._plan.pop(0)
-            if when == "after":
-                real(*args)
-            raise KafkaException(error)
-
-        return fails
-
-
 def failing(*plan: tuple[str, str, KafkaError]) -> tuple[Make, list[Any]]:
     """A profiler whose producers fail as planned, and the plan as it is worked off."""
     left = list(plan)
@@ -132,12 +114,6 @@ SMALL = 800  # bytes of a profiles message, in place of 900,000
 def wide(n: int) -> list[dict[str, Any]]:
     """Events each in a pane of its own, so that their profiles do not add up."""
     return [event(START + i * 10 * SECOND, features={"wind": i * 1.15, "carrier": "UA"}) for i in range(n)]  # fmt: skip
-
-
-ABORTABLE = KafkaError(KafkaError._TIMED_OUT, "planned", False, False, True)
-RETRIABLE = KafkaError(KafkaError._TIMED_OUT, "planned", False, True, False)
-FENCED = KafkaError(KafkaError._FENCED, "planned", True, False, False)
-UNKNOWN = KafkaError(KafkaError._TIMED_OUT, "planned", False, False, False)
 
 
 def test_a_batch_whose_transaction_fails_in_any_way_is_counted_once(kafka: str) -> None:
@@ -354,22 +330,14 @@ class Dying:
 @contextmanager
 def patiently(bench: Bench, make: Make) -> Iterator[None]:
     """A profiler in a thread that is started again whenever the broker was away, as its process is."""
-    stop = threading.Event()
 
-    def work() -> None:
+    def work(stop: threading.Event) -> None:
         while not stop.is_set():
             with suppress(KafkaException):
-                registry, clock = cast("Registry", Live()), lambda: NOW / 1_000
-                make(bench.settings, registry, clock=clock, monotonic=time.monotonic).run(stop)
+                profile(bench, make, stop)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with in_thread(work):
         yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert not thread.is_alive()
 
 
 @pytest.mark.slow

@@ -18,8 +18,6 @@ from typing import Any, NoReturn, cast
 import pytest
 from confluent_kafka import (
     Consumer,
-    KafkaError,
-    KafkaException,
     Producer,
     TopicPartition,
 )
@@ -41,6 +39,8 @@ from tests.streams.bench import (
     processes,
     survive_kills,
 )
+from tests.streams.flaky import ABORTABLE, FENCED, RETRIABLE, UNKNOWN, Flaky
+from tests.streams.threads import in_thread
 from tests.streams.toy import Adder, Counting, Unfenced
 
 pytestmark = pytest.mark.timeout(120)
@@ -74,28 +74,17 @@ def ended(reason: str, _observer: Observer) -> NoReturn:
 @contextmanager
 def working(bench: Bench, stage: type[Adder] = Unfenced, **options: Any) -> Iterator[Diary]:
     """A worker in a thread; what ended it is raised here."""
-    stop, failures, diary = threading.Event(), list[BaseException](), Diary()
+    diary = Diary()
     settings = WorkerSettings(
         KafkaSettings(bench.bootstrap), f"{bench.prefix}group", instance="adder-0", **options
     )
 
-    def work() -> None:
-        try:
-            bound = binding(bench, stage(f"{bench.prefix}out"))
-            transactional.run([bound], settings, stop, diary, end=ended)
-        except BaseException as failure:  # noqa: BLE001  it is raised in the test
-            failures.append(failure)
+    def work(stop: threading.Event) -> None:
+        bound = binding(bench, stage(f"{bench.prefix}out"))
+        transactional.run([bound], settings, stop, diary, end=ended)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with in_thread(work):
         yield diary
-    finally:
-        stop.set()
-        thread.join(30)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 def assert_each_counted_once(bench: Bench) -> None:
@@ -104,32 +93,6 @@ def assert_each_counted_once(bench: Bench) -> None:
     assert Counter((partition, at) for partition, _, at, _ in outputs) == {
         (partition, at): 1 for partition, sent in bench.sent.items() for at in range(sent)
     }
-
-
-class Flaky:
-    """A producer one of whose calls fails once, before or after it had its effect."""
-
-    def __init__(self, real: Producer, plan: list[tuple[str, str, KafkaError]]) -> None:
-        self._real, self._plan = real, plan
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._real, name)
-        if not self._plan or self._plan[0][0] != name:
-            return real
-
-        def fails(*args: Any) -> Any:
-            _, when, error = self._plan.pop(0)
-            if when == "after":
-                real(*args)
-            raise KafkaException(error)
-
-        return fails
-
-
-ABORTABLE = KafkaError(KafkaError._TIMED_OUT, "planned", False, False, True)
-RETRIABLE = KafkaError(KafkaError._TIMED_OUT, "planned", False, True, False)
-FENCED = KafkaError(KafkaError._FENCED, "planned", True, False, False)
-UNKNOWN = KafkaError(KafkaError._TIMED_OUT, "planned", False, False, False)
 
 
 def test_a_batch_whose_transaction_fails_in_any_way_is_counted_once(
