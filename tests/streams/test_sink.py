@@ -399,8 +399,9 @@ def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage
     with endpoint(tmp_path, port):
         context = running(settings)
         ended = context.__enter__()
-        wait_for(lambda: positions(settings) >= 101)
-    for i in range(100, 200):
+        producer.produce(topics.labels, json.dumps(label(id="p100")), key="p100")
+        wait_for(lambda: positions(settings) >= 102)  # it is at work
+    for i in range(101, 200):
         producer.produce(topics.labels, json.dumps(label(id=f"p{i}")), key=f"p{i}")
     producer.flush(10)
     wait_for(lambda: metrics.TRANSIENT_ERRORS.labels("sink")._value.get() > began)
