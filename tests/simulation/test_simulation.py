@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -107,11 +108,16 @@ def test_the_sink_replaces_by_the_keys_of_the_migrations() -> None:
 def test_the_command_says_what_it_ran_and_fails_with_the_least_that_shows_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--seed", "5", "--runs", "2", "--schedules", "2"]) == 0
+    assert main(["--seed", "5", "--runs", "2", "--schedules", "2", "--workers", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("simulate: 2 runs, seeds 5 to 5, ")
+    assert main(["--seed", "5", "--runs", "3", "--schedules", "1", "--workers", "2"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    matched = re.match(r"simulate: (\d+) runs, seeds 5 to (\d+), ", last)
+    assert matched, last
+    assert 3 <= int(matched[1]) == int(matched[2]) - 4 <= 3 + 2 * 2  # what had begun came too
     (mutation,) = (m for m in MUTATIONS if m.name == "late decided by batch")
     with mutation.patched():
-        assert main(["--seed", "1", "--runs", "400"]) == 1
+        assert main(["--seed", "1", "--runs", "400", "--workers", "1"]) == 1
     said = capsys.readouterr().out
     assert said.splitlines()[-1].endswith("FAILED")
     assert "seed 1, schedule " in said
