@@ -135,7 +135,7 @@ DEAD_LETTERS_DROPPED: Final = _counter(
     "dead_letters_dropped_total",
     "Messages counted as dead whose letter was not sent: a flood of them is over its cap.",
     "process",
-    ("profiler",),
+    ("profiler", "sink"),
 )
 TRANSACTIONS_ABORTED: Final = _counter(
     "transactions_aborted_total", "Profiler batches that were rolled back."

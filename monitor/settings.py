@@ -237,6 +237,12 @@ class LimitSettings(_Group):
         le=64 << 30,
         description="Memory of one detector partition for panes ahead of the watermark; beyond it they are counted at once, as corrections.",
     )
+    dead_letters_per_minute: int = Field(
+        default=1_000,
+        ge=1,
+        le=1_000_000,
+        description="Dead letters that one process sends; more are only counted, but for one of each reason a minute.",
+    )
     auto_register: bool = Field(
         default=True, description="Follow an unknown model; otherwise its events are dead letters."
     )
@@ -261,12 +267,6 @@ class ProfilerSettings(_Group):
     )
     heartbeat_s: float = Field(
         default=10.0, gt=0, le=60, description="Watermarks are sent at least this often."
-    )
-    dead_letters_per_minute: int = Field(
-        default=1_000,
-        ge=1,
-        le=1_000_000,
-        description="Dead letters that are sent; more are only counted, but for one of each reason a minute.",
     )
     instance: str = Field(
         default_factory=socket.gethostname,

@@ -7,14 +7,17 @@ A message that ``driftline dlq replay`` sent again says in ``driftline.replay.at
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from confluent_kafka import Message
 
+from monitor import metrics
 from monitor.errors import InvalidEventError
 from monitor.events import Outcome
+from monitor.metrics import Process
 
 PREFIX: Final = "driftline.error."
 REPLAY: Final = "driftline.replay."
@@ -22,6 +25,7 @@ MAX_DETAIL: Final = 1_024
 MAX_REFUSED: Final = 4_000  # bytes of indices: a thousand events
 MAX_RECORD: Final = 1_000_000  # brokers take 1 MiB; the rest is for framing
 _OVERHEAD: Final = 64  # bytes of framing for each header
+_MINUTE_S: Final = 60.0
 _RESERVED: Final = 8_192  # for our own headers, whose longest are the detail and the indices
 
 
@@ -142,4 +146,38 @@ class Allowance:
         return sent, Allowance(self.per_minute, tokens, now_s, last_s)
 
 
-_MINUTE_S: Final = 60.0
+class Cap:
+    """The allowance of a process: counts what is sent and what is not, and says the latter once a minute. Mutable.
+
+    Args:
+        process: whose letters.
+        per_minute: see ``Allowance``.
+        logger: of the process.
+    """
+
+    def __init__(self, process: Process, per_minute: int, logger: logging.Logger) -> None:
+        self._process, self._logger = process, logger
+        self._allowance = self._next = Allowance(per_minute)
+        self._sent = self._kept_back = self._unsaid = 0
+        self._said_s = -_MINUTE_S
+
+    def sift(self, reasons: Sequence[str], now_s: float) -> list[bool]:
+        """Whether to send each of the letters that died for ``reasons``. Until ``spent``, nothing is."""
+        sent, self._next = self._allowance.sift(reasons, now_s)
+        self._sent = sum(sent)
+        self._kept_back = len(sent) - self._sent
+        return sent
+
+    def spent(self, now_s: float) -> None:
+        """What was sifted last is durable."""
+        self._allowance = self._next
+        metrics.DEAD_LETTERS.labels(self._process).inc(self._sent)
+        metrics.DEAD_LETTERS_DROPPED.labels(self._process).inc(self._kept_back)
+        self._unsaid += self._kept_back
+        self._sent = self._kept_back = 0
+        if self._unsaid and now_s - self._said_s >= _MINUTE_S:
+            self._logger.warning(
+                "%d dead letters were counted but not sent: more than limits.dead_letters_per_minute",
+                self._unsaid,
+            )
+            self._unsaid, self._said_s = 0, now_s

@@ -30,7 +30,7 @@ from monitor.errors import InvalidEventError, TransientError
 from monitor.events import decode_message
 from monitor.settings import Settings
 from streams import wiring
-from streams.deadletter import Allowance, dead_letter, header_list, refused_events
+from streams.deadletter import Cap, dead_letter, header_list, refused_events
 from streams.health import Watch, watching
 from streams.profiling import (
     DeadLetter,
@@ -49,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_MESSAGE: Final = 900_000  # brokers take 1 MiB; the rest is for headers
 _TRIES: Final = 3
-_SAY_EVERY_S: Final = 60.0
 _OUTDATED: Final = KafkaError(
     KafkaError._TIMED_OUT, "the claim that a partition is idle is old", False, False, True
 )
@@ -108,8 +107,7 @@ class Profiler:
             max_models=settings.limits.models,
             auto_register=settings.limits.auto_register,
         )
-        self._allowance = Allowance(settings.profiler.dead_letters_per_minute)
-        self._dropped, self._said_s = 0, -_SAY_EVERY_S
+        self._cap = Cap("profiler", settings.limits.dead_letters_per_minute, logger)
         self._wary = 0  # messages that are still to be looked through
         self._most = settings.profiler.batch_events
         self._sent_s = -1e9
@@ -209,9 +207,7 @@ class Profiler:
     def _send(self, batch: Sequence[_Read]) -> bool:
         """Profile and commit a batch. False: it was rolled back, to be read again."""
         # For all its parts: while the first is sent, nobody may say that the second one's partition is silent.
-        sent = self._send_parts(batch, {read.source.partition for read in batch})
-        self._say_dropped()
-        return sent
+        return self._send_parts(batch, {read.source.partition for read in batch})
 
     def _send_parts(self, batch: Sequence[_Read], busy: Set[int]) -> bool:
         """The same; halved where a message would become too large."""
@@ -276,7 +272,7 @@ class Profiler:
         now_ms: int,
     ) -> bool:
         reasons = [dead.error.reason for dead in outcome.dead]
-        sent, allowance = self._allowance.sift(reasons, self._monotonic())
+        sent = self._cap.sift(reasons, self._monotonic())
         letters = [dead for dead, is_sent in zip(outcome.dead, sent, strict=True) if is_sent]
         records = self._records(batch, outcome, profiles, letters, claim, now_ms)
         offsets = self._source.offsets(outcome.marks)
@@ -288,8 +284,8 @@ class Profiler:
             self._source.rewind()
             return False
         self._source.positions.committed(outcome.marks)
-        self._allowance = allowance
-        self._count(outcome, letters)
+        self._cap.spent(self._monotonic())
+        self._count(outcome)
         return True
 
     def _records(
@@ -331,27 +327,14 @@ class Profiler:
     def _now_ms(self) -> int:
         return round(self._clock() * 1_000)
 
-    def _count(self, outcome: Outcome, letters: Sequence[DeadLetter]) -> None:
+    def _count(self, outcome: Outcome) -> None:
         metrics.EVENTS.inc(outcome.events)
         metrics.EVENTS_LATE.inc(outcome.late)
         for dead in outcome.dead:
             metrics.EVENTS_REJECTED.labels(dead.error.reason).inc(dead.events)
-        dropped = len(outcome.dead) - len(letters)
-        metrics.DEAD_LETTERS.labels("profiler").inc(len(letters))
-        metrics.DEAD_LETTERS_DROPPED.labels("profiler").inc(dropped)
-        self._dropped += dropped
         for partition, mark in outcome.marks.items():
             if mark.watermark_ms is not None:
                 metrics.WATERMARK.labels(str(partition)).set(mark.watermark_ms / 1_000)
-
-    def _say_dropped(self) -> None:
-        now_s = self._monotonic()
-        if self._dropped and now_s - self._said_s >= _SAY_EVERY_S:
-            logger.warning(
-                "%d dead letters were counted but not sent: more than profiler.dead_letters_per_minute",
-                self._dropped,
-            )
-            self._dropped, self._said_s = 0, now_s
 
 
 def _source(message: Message) -> SourceMessage:

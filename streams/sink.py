@@ -20,6 +20,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack, suppress
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -38,7 +39,7 @@ from monitor.settings import Settings
 from monitor.store import Store
 from streams import wiring
 from streams.clients import consumer_config, producer_config
-from streams.deadletter import dead_letter
+from streams.deadletter import Cap, dead_letter
 from streams.delivery import Target
 from streams.health import Watch, watching
 from streams.inserts import KnownLayouts, count_refused, store_parcels
@@ -78,13 +79,14 @@ class Sink:
         intake: Intake,
         *,
         dlq: str,
+        cap: Cap,
         batch_rows: int,
         batch_wait_s: float,
         rng: np.random.Generator,
         watch: Watch | None = None,
     ) -> None:
         self._consumer, self._producer, self._watch = consumer, producer, watch
-        self._target, self._intake, self._dlq = target, intake, dlq
+        self._target, self._intake, self._dlq, self._cap = target, intake, dlq, cap
         self._batch_rows, self._batch_wait_s, self._rng = batch_rows, batch_wait_s, rng
         self._parcels: list[Parcel] = []
         self._unread: list[Parcel] = []
@@ -244,10 +246,11 @@ class Sink:
         return not stop.is_set()
 
     def _bury(self) -> None:
-        """Send rejected messages to the dead letters and wait until the broker has them."""
+        """Send rejected messages to the dead letters, up to the cap, and wait until the broker has them."""
         failures: list[str] = []
         dead = [parcel for parcel in self._parcels if parcel.reason is not None]
-        for parcel in dead:
+        sent = self._cap.sift([parcel.reason or "" for parcel in dead], time.monotonic())
+        for parcel in compress(dead, sent):
             letter = dead_letter(
                 parcel.message,
                 reason=parcel.reason or "",
@@ -263,7 +266,7 @@ class Sink:
                 self._produce({**letter, "value": None}, failures)
         if dead and (self._producer.flush(_FLUSH_S) or failures):
             raise TransientError("the broker does not take dead letters")
-        metrics.DEAD_LETTERS.labels("sink").inc(len(dead))
+        self._cap.spent(time.monotonic())
 
     def _produce(self, letter: dict[str, Any], failures: list[str]) -> None:
         self._producer.produce(
@@ -344,6 +347,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
             target,
             Intake(topics, KnownLayouts(target, registry)),
             dlq=topics.dlq,
+            cap=Cap("sink", settings.limits.dead_letters_per_minute, logger),
             batch_rows=settings.sink.batch_rows,
             batch_wait_s=settings.sink.batch_wait_s,
             rng=np.random.default_rng(),

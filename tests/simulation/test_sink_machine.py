@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from monitor.clickhouse import RefusedError
 from monitor.errors import TransientError
 from monitor.store import Store
 from monitor.tables import TableName
+from streams.deadletter import Cap
 from streams.intake import Intake
 from streams.sink import Sink
 from streams.topics import Topics
@@ -237,6 +239,7 @@ class SinkMachine(RuleBasedStateMachine):
             cast("Store", FakeStore(world)),
             Intake(TOPICS, lambda _model, _bins: None),
             dlq=TOPICS.dlq,
+            cap=Cap("sink", 1_000_000, logging.getLogger(__name__)),
             batch_rows=BATCH_ROWS,
             batch_wait_s=0.002,
             rng=np.random.default_rng(1),

@@ -37,7 +37,7 @@ SOURCES, STATES = 2, 2
 class Bench:
     """A broker with topics of one's own, what was sent there, and what came out."""
 
-    def __init__(self, address: str, **changes: Any) -> None:
+    def __init__(self, address: str, *, letters: int = 1_000, **changes: Any) -> None:
         prefix = f"profiler-{uuid.uuid4().hex[:8]}."
         fast = {"batch_events": 100, "batch_wait_s": 0.2, "idle_after_s": 0.5, "heartbeat_s": 30.0}
         self.settings = Settings(
@@ -49,7 +49,7 @@ class Bench:
                 detector_partitions=STATES,
             ),
             profiler=ProfilerSettings(instance="test", **{**fast, **changes}),
-            limits=LimitSettings(models=3),
+            limits=LimitSettings(models=3, dead_letters_per_minute=letters),
         )
         self.topics = wiring.topics(self.settings)
         self.address = address

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
 
+from monitor import metrics
 from monitor.errors import InvalidEventError
 from monitor.events import Event
-from streams.deadletter import MAX_RECORD, Allowance, dead_letter, header_list, refused_events
+from streams.deadletter import (
+    MAX_RECORD,
+    Allowance,
+    Cap,
+    dead_letter,
+    header_list,
+    refused_events,
+)
 
 
 def died(**fields: Any) -> Message:
@@ -122,6 +131,22 @@ def test_a_flood_sends_what_is_allowed_and_one_of_each_reason(
 def test_a_batch_that_is_rolled_back_has_spent_nothing() -> None:
     allowance = Allowance(6)
     assert allowance.sift("aaa", 0.0) == allowance.sift("aaa", 0.0)
+
+
+def test_a_cap_spends_and_counts_what_is_durable_and_says_once_a_minute_what_it_kept_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def counted() -> list[float]:
+        counters = (metrics.DEAD_LETTERS, metrics.DEAD_LETTERS_DROPPED)
+        return [counter.labels("sink")._value.get() for counter in counters]
+
+    before, cap = counted(), Cap("sink", 6, logging.getLogger("tests.cap"))
+    assert sum(cap.sift("a" * 9, 0.0)) == 6  # and the batch is rolled back
+    for now_s, reasons, sent_of_them in ((0.0, "a" * 9, 6), (30.0, "a" * 5, 3), (70.0, "", 0)):
+        assert sum(cap.sift(reasons, now_s)) == sent_of_them
+        cap.spent(now_s)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [9.0, 5.0]
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["3", "2"]
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_no_part_of_a_halved_batch_calls_a_partition_idle_that_a_later_part_has_
 ) -> None:
     monkeypatch.setattr(profiler_module, "_MAX_MESSAGE", SMALL)
     halving = object.__new__(Halving)  # without its clients
-    halving.spoken, halving._dropped = [], 0
+    halving.spoken = []
     halving._settings = ProfilerSettings(idle_after_s=0.5)
     halving._registry = cast("Registry", Live())
     halving._clock, halving._monotonic = (lambda: NOW / 1_000), (lambda: halving.now_s)
@@ -265,7 +265,7 @@ def test_a_process_whose_broker_is_away_says_so_at_once(
 
 
 def test_a_flood_of_bad_messages_is_counted_in_full_and_its_letters_are_capped(kafka: str) -> None:
-    bench = Bench(kafka, dead_letters_per_minute=5)
+    bench = Bench(kafka, letters=5)
     bench.send(0, *[b"\xffnot json"] * 40, {"ts": 5, "model": MODEL}, *some(1))
     drain(bench)
     account = bench.account()

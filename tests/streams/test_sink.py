@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
@@ -25,6 +28,7 @@ from monitor.store import Store
 from monitor.tables import TableName
 from streams import models, sink, wiring
 from streams import topics as topics_
+from streams.deadletter import Cap
 from streams.embedded.supervisor import free_port
 from streams.inserts import KnownLayouts, insert_token, store_parcels
 from streams.intake import Intake, Parcel
@@ -327,6 +331,39 @@ def count(target: Store, table: str) -> int:
         return int(target.link.rows(f"SELECT count() AS n FROM {table} FINAL")[0]["n"])
     except TransientError:
         return -1
+
+
+class Buried:
+    """Takes letters, as a broker would, and keeps their reasons."""
+
+    def __init__(self) -> None:
+        self.reasons: list[bytes] = []
+
+    def produce(self, *_: Any, headers: Any, **__: Any) -> None:
+        self.reasons.append(dict(headers)["driftline.error.reason"])
+
+    def poll(self, _: float) -> int:
+        return 0
+
+    flush = poll
+
+
+def test_a_flood_of_bad_labels_sends_letters_up_to_the_cap() -> None:
+    buried = Buried()
+    burying = sink.Sink(
+        cast("Consumer", None),
+        cast("Producer", buried),
+        cast("Store", None),
+        Intake(TOPICS, lambda _model, _bins: None),
+        dlq=TOPICS.dlq,
+        cap=Cap("sink", 5, logging.getLogger(__name__)),
+        batch_rows=100,
+        batch_wait_s=1.0,
+        rng=np.random.default_rng(1),
+    )
+    burying._parcels = [*(read(b"not json") for _ in range(20)), read(label(ts="never"))]
+    burying._bury()
+    assert Counter(buried.reasons) == {b"not_json": 5, b"bad_timestamp": 1}
 
 
 def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage_loses_nothing(
