@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from monitor.clickhouse import ClickHouse
 from monitor.scoring import Outcomes, Place
+from monitor.versions import OTHER_VERSION
 
 Topic = Literal["labels", "scored"]
 
@@ -50,10 +51,15 @@ class Arrived:
 
 
 class Truth:
-    """The join and what it knows, on one database."""
+    """The join and what it knows, on one database.
 
-    def __init__(self, link: ClickHouse) -> None:
-        self._link = link
+    Args:
+        link: to the database.
+        versions: of a window that are told apart, those with the most predictions; the others are one, ``OTHER_VERSION``. A producer chooses its versions.
+    """
+
+    def __init__(self, link: ClickHouse, *, versions: int) -> None:
+        self._link, self._versions = link, versions
 
     def bounded(self, wanted: Range, rows: int) -> Range:
         """The longest prefix of a range that holds about ``rows`` rows: a message is never cut."""
@@ -126,8 +132,8 @@ class Truth:
     def predictions(self, model: str, size_ms: int, from_ms: int, to_ms: int) -> dict[Place, int]:
         """Predictions by place, with event times in ``[from_ms, to_ms)``; windows at the ends are whole only if the bounds are theirs."""
         scope = {"model": model, "size": size_ms, "from_ms": from_ms, "to_ms": to_ms}
-        rows = self._link.rows(_PREDICTIONS, scope)
-        return {(row["version"], row["segment"], row["start"]): row["n"] for row in rows}
+        rows = self._link.rows(_PREDICTIONS, {**scope, "versions": self._versions})
+        return {(row["followed"], row["segment"], row["start"]): row["total"] for row in rows}
 
     def first_prediction_ms(self, model: str) -> int | None:
         """Event time of the oldest prediction."""
@@ -210,10 +216,17 @@ _OUTCOMES: Final = f"""
 SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toUnixTimestamp64Milli(label_ts) AS label_ms, labels, version, segments,
   prediction, ifNull(score, nan) AS score, label
 FROM outcomes FINAL WHERE {_SCOPE} ORDER BY ts, id"""  # noqa: S608 - constants
-_PREDICTIONS: Final = f"""
+_COUNTED: Final = f"""
 SELECT version, arrayJoin(arrayPushFront(segments, '')) AS segment,
   intDiv(toUnixTimestamp64Milli(ts), {{size:Int64}}) * {{size:Int64}} AS start, count() AS n
 FROM predictions FINAL WHERE {_SCOPE} GROUP BY version, segment, start"""  # noqa: S608 - constants
+_PREDICTIONS: Final = f"""
+SELECT if(place <= {{versions:UInt32}}, version, '{OTHER_VERSION}') AS followed, segment, start, sum(n) AS total
+FROM (
+  SELECT version, segment, start, n, dense_rank() OVER (PARTITION BY start ORDER BY whole DESC, version) AS place
+  FROM (SELECT *, sumIf(n, segment = '') OVER (PARTITION BY start, version) AS whole FROM ({_COUNTED}))
+)
+GROUP BY followed, segment, start"""  # noqa: S608 - constants
 _CLOSED: Final = """
 SELECT model, max(toUnixTimestamp64Milli(start) + size_ms) AS until_ms FROM windows
 WHERE feature = '' AND segment = '' GROUP BY model"""

@@ -370,7 +370,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
     broker = Broker(settings)
     try:
         registry.start(stop)
-        evaluator = Evaluator(Truth(link), registry.specs, broker.progress, broker.emit)
+        evaluator = Evaluator(
+            Truth(link, versions=settings.limits.versions),
+            registry.specs,
+            broker.progress,
+            broker.emit,
+        )
         with Watch("evaluator", lambda _: "a step does not end", limit_s=_STEP_S) as watch:
             while not stop.is_set():
                 began = time.monotonic()

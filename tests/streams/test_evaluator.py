@@ -17,6 +17,7 @@ from monitor.spec import ModelSpec, parse_spec
 from monitor.store import Store
 from monitor.tables import TableName, to_table
 from monitor.truth import Topic, Truth
+from monitor.versions import OTHER_VERSION
 from monitor.wire import Performance
 from streams import topics as topics_
 from streams import wiring
@@ -81,7 +82,9 @@ class World:
     def evaluator(self, spec: ModelSpec | None = None) -> Evaluator:
         chosen = spec or parse_spec(SPEC, origin="test")
         specs = {chosen.model: chosen}
-        return Evaluator(Truth(self.store.link), lambda: specs, self.progress, self.emit)
+        return Evaluator(
+            Truth(self.store.link, versions=3), lambda: specs, self.progress, self.emit
+        )
 
     def produce(self, topic: Topic, partition: int, n: int = 1) -> None:
         self.ends[topic, partition] += n
@@ -304,6 +307,24 @@ def test_a_window_without_labels_becomes_final_with_no_coverage(world: World) ->
     assert (day.labelled, day.revision, day.metrics) == (0, 0, {"label_coverage": 0.0})
 
 
+def test_a_producer_of_many_versions_gets_one_window_for_all_but_the_busiest(world: World) -> None:
+    """Three are followed here: of 40 versions with one prediction each the first by name takes the place that is left."""
+    known = [Prediction(f"k{i}", START + i, "78"[i % 2], "UA", "1", 0.9) for i in range(8)]
+    hostile = [Prediction(f"h{i}", START + i, f"v{i:02}", "UA", "0", 0.1) for i in range(40)]
+    later = [Prediction("z", START + DAY, "v07", "UA", "0", 0.1)]
+    world.store_predictions([*known, *hostile, *later])
+    world.store_labels([Label(p.id, START + DAY + HOUR, "1") for p in (*known, *hostile, *later)])
+    settle(world, world.evaluator())
+    days = [m for m in world.emitted if m.size_ms == DAY and m.start_ms == START]
+    wanted = {"7": (4, 4, 0), "8": (4, 4, 0), "v00": (1, 1, 1), OTHER_VERSION: (39, 39, 39)}
+    for segment in ("", "carrier=UA"):
+        said = {
+            m.version: (m.predictions, m.labelled, m.errors) for m in days if m.segment == segment
+        }
+        assert said == wanted
+    assert {m.version for m in world.emitted if m.start_ms == START + DAY} == {"v07"}
+
+
 def test_a_late_label_emits_the_window_again_with_a_higher_revision(world: World) -> None:
     evaluator = world.evaluator()
     world.store_predictions([Prediction(i, START, "7", "UA", "1", 0.9) for i in "ab"])
@@ -344,7 +365,9 @@ def test_a_crash_before_the_cursor_is_saved_repeats_the_same_messages(world: Wor
             raise CrashError
 
     spec = parse_spec(SPEC, origin="test")
-    dying = Evaluator(Truth(world.store.link), lambda: {MODEL: spec}, world.progress, crash_after)
+    dying = Evaluator(
+        Truth(world.store.link, versions=3), lambda: {MODEL: spec}, world.progress, crash_after
+    )
     with pytest.raises(CrashError):
         settle(world, dying)
     settle(world, world.evaluator())
@@ -370,7 +393,7 @@ def test_a_model_without_a_task_is_joined_and_not_measured(world: World) -> None
     world.store_labels([Label("a", START + HOUR, "0")])
     settle(world, world.evaluator(parse_spec({"model": MODEL}, origin="test")))
     assert world.emitted == []
-    assert Truth(world.store.link).outcomes(MODEL, START, START + 1).n == 1
+    assert Truth(world.store.link, versions=3).outcomes(MODEL, START, START + 1).n == 1
 
 
 def test_labels_are_complete_up_to_the_slowest_of_the_partitions_that_had_some(
