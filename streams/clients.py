@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs forget OffsetSpec
@@ -36,6 +38,8 @@ _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _UNSAFE = {"enable.ssl.certificate.verification", "enable.sasl.oauthbearer.unsecure.jwt"}
 
 
+T = TypeVar("T")
+UNRETURNED: Final = KafkaError(KafkaError._TIMED_OUT, "the call did not return in time")
 _FATAL = {KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID}
 _REFUSED = {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
 
@@ -174,6 +178,30 @@ def admin(settings: KafkaSettings, logger: logging.Logger) -> AdminClient:
         ConfigError: an option is wrong, such as a certificate that cannot be read.
     """
     return _admin(base_config(settings, logger))
+
+
+def bounded(call: Callable[[], T], timeout_s: float) -> T:
+    """The result of a call that does not keep to its own time, made in a thread. One that never returns is left behind, with its client.
+
+    Raises:
+        KafkaException: ``UNRETURNED``, it did not return in time; or what the call raised.
+    """
+    ended: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            ended.put((call(), None))
+        except Exception as failure:  # noqa: BLE001  raised again below
+            ended.put((None, failure))
+
+    Thread(target=work, name="bounded", daemon=True).start()
+    try:
+        result, failure = ended.get(timeout=timeout_s)
+    except Empty:
+        raise KafkaException(UNRETURNED) from None
+    if failure is not None:
+        raise failure
+    return cast("T", result)
 
 
 def is_fatal(error: KafkaError) -> bool:

@@ -41,7 +41,7 @@ from confluent_kafka import (
 
 from monitor.errors import ConfigError, TransientError
 from streams.batch import Batch
-from streams.clients import consumer_config, is_fatal, reachable
+from streams.clients import UNRETURNED, bounded, consumer_config, is_fatal, reachable
 from streams.delivery import Record, Target
 from streams.health import Ends, Watch
 from streams.recovery import Recovery
@@ -56,6 +56,7 @@ from streams.transactions import (
 from streams.worker import Binding, Observer, WorkerSettings, end_worker
 
 _POLL_S: Final = 0.5
+_COMMITTED_S: Final = 1.5 * TIMEOUT_S  # its own time is shorter, and it does not always keep to it
 _RECOVERY_MESSAGES: Final = 10_000  # read at once; between two reads the group hears of us
 _FETCH_MS: Final = 100  # 500 by default: a waiting fetch holds up that of a new assignment
 _BATCH_S: Final = 1.0  # a longer batch would be one long silence
@@ -108,6 +109,7 @@ class Worker:
         self._restored: frozenset[int] = frozenset()
         self._recovery: Recovery | None = None
         self._inbox: deque[Message] = deque()
+        self._said = ""
         self._stale = False  # what is in memory is no longer, or not yet, what the log says
 
     def run(self, stop: threading.Event) -> None:
@@ -204,16 +206,28 @@ class Worker:
         """The committed offsets; ``None`` while the broker does not say: a transaction that is open has new ones."""
         places = [TopicPartition(topic, p) for topic in self._stages for p in sorted(self._held)]
         try:
-            committed = self._consumer.committed(places, timeout=TIMEOUT_S)
+            committed = bounded(
+                lambda: self._consumer.committed(places, timeout=TIMEOUT_S), _COMMITTED_S
+            )
         except KafkaException as failure:
+            if failure.args[0] is UNRETURNED:  # seen after a broker came back: it never does
+                self._end("the committed offsets were not told in time", self._observer)
             if not _waits(failure.args[0]):
                 raise
+            self._wait_for_offsets(failure.args[0])
             return None
         if faults := [fault for place in committed if (fault := _fault(place)) is not None]:
             if all(map(_waits, faults)):
+                self._wait_for_offsets(faults[0])
                 return None
             raise KafkaException(faults[0])
+        self._said = ""
         return {(place.topic, place.partition): place.offset for place in committed}
+
+    def _wait_for_offsets(self, error: KafkaError) -> None:
+        if self._said != error.name():  # once: it is asked twice a second
+            self._said = error.name()
+            logger.info("waits for the committed offsets: %s", error.str())
 
     def _poll(self, limit: int, wait_s: float) -> list[Message]:
         """What there is, up to ``limit``; waits for the first only. Nothing if a rebalance came in between."""

@@ -19,10 +19,11 @@ from typing import Any, Final, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from streams.clients import KafkaSettings, producer_config
+from streams.clients import KafkaSettings, bounded, producer_config
 
 TIMEOUT_S: Final = 10.0
 _ATTEMPTS: Final = 5
+_OFFSETS_S: Final = 5.0  # they take milliseconds
 
 Produced: TypeAlias = Mapping[str, Any]
 """A message, as the arguments of ``Producer.produce``."""
@@ -61,9 +62,7 @@ class Transactions:
             self._producer.begin_transaction()
             for record in records:
                 self._put(record)
-            retried(
-                lambda: self._producer.send_offsets_to_transaction(list(offsets), ticket, TIMEOUT_S)
-            )
+            self._send_offsets(offsets, ticket)
             retried(lambda: self._producer.commit_transaction(TIMEOUT_S))
         except KafkaException as failure:
             self._roll_back(failure.args[0])
@@ -77,6 +76,16 @@ class Transactions:
                 self._producer.poll(0.1)  # the local queue is full: wait for the broker
             else:
                 return
+
+    def _send_offsets(self, offsets: Sequence[TopicPartition], ticket: object) -> None:
+        """Add the offsets. The call may wait for ever for a broker that was away and came back (librdkafka issues 5456 and 5511)."""
+        producer = self._producer
+        bounded(
+            lambda: retried(
+                lambda: producer.send_offsets_to_transaction(list(offsets), ticket, _OFFSETS_S)
+            ),
+            _OFFSETS_S,
+        )
 
     def _roll_back(self, error: KafkaError) -> None:
         if error.txn_requires_abort():

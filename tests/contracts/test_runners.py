@@ -130,6 +130,27 @@ def test_a_worker_whose_broker_is_gone_ends_to_be_started_again(
     assert process.popen.wait(20) == 70
 
 
+def test_a_broker_that_stops_and_comes_back_is_soon_followed_again(
+    kafka_factory: Callable[[], KafkaBroker], start: Start
+) -> None:
+    """While it is down its clients forget it: what they remembered of it must not hold them up."""
+    broker = kafka_factory()
+    bench = bench_on(broker.address)
+    producer = plain_producer(bench)
+    process = start(bench, instance="adder-0")
+    for away_s in (0.0, 3.0, 3.0):
+        bench.number(producer, 200)
+        bench.wait_drained(45)
+        broker.stop()
+        time.sleep(away_s)
+        broker.start()
+    bench.number(producer, 200)
+    bench.wait_drained(45)
+    assert bench.totals() == bench.wanted
+    assert process.popen.poll() is None
+    broker.stop()
+
+
 def test_each_runner_takes_up_the_tables_of_the_other(kafka: str, tmp_path: Path) -> None:
     """Behind the last record of a transaction comes its marker: Faust would wait for that one for ever."""
     bench = bench_on(kafka)

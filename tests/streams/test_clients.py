@@ -8,21 +8,24 @@ import threading
 from contextlib import suppress
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from monitor.errors import ConfigError
 from streams.clients import (
     EMBEDDED_SESSION_MS,
     SESSION_MS,
+    UNRETURNED,
     ErrorLog,
     KafkaSettings,
     Refusals,
     admin,
+    bounded,
     consumer_config,
     producer_config,
     reachable,
     transaction_timeout_ms,
 )
+from tests.streams.flaky import FENCED
 
 LOGGER = logging.getLogger(__name__)
 NOWHERE = KafkaSettings("127.0.0.1:9")
@@ -137,3 +140,18 @@ def test_each_kind_of_error_is_logged_once_until_it_has_been_quiet(
     log(KafkaError(KafkaError._TRANSPORT))
     kinds = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
     assert kinds == ["_TRANSPORT", "_ALL_BROKERS_DOWN", "_TRANSPORT"]
+
+
+def test_a_call_that_does_not_return_is_left_behind_and_others_give_what_they_give() -> None:
+    over = threading.Event()
+    with pytest.raises(KafkaException) as unreturned:
+        bounded(lambda: over.wait(60), 0.05)
+    over.set()
+    assert unreturned.value.args[0] is UNRETURNED
+    assert bounded(lambda: 7, 5) == 7
+    with pytest.raises(KafkaException, match="planned"):
+        bounded(fails, 5)
+
+
+def fails() -> None:
+    raise KafkaException(FENCED)

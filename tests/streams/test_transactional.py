@@ -123,6 +123,42 @@ def test_a_batch_whose_transaction_fails_in_any_way_is_counted_once(
     assert_each_counted_once(bench)
 
 
+class Hanging(Flaky):
+    """Takes offsets three times. The fourth call does not return before the test is over."""
+
+    over = threading.Event()
+    left = 3
+
+    def send_offsets_to_transaction(self, *args: Any) -> None:
+        if not self.left:
+            self.over.wait(60)
+            return
+        self.left -= 1
+        self._real.send_offsets_to_transaction(*args)
+
+
+def test_offsets_that_are_never_taken_cost_a_producer_and_some_time(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Producer] = []
+
+    def new_producer(*args: Any) -> Producer:
+        real = transactions.new_producer(*args)
+        made.append(real if made else cast("Producer", Hanging(real, [])))
+        return made[-1]
+
+    monkeypatch.setattr(transactional, "new_producer", new_producer)
+    monkeypatch.setattr(transactions, "_OFFSETS_S", 2.0)
+    bench = bench_on(kafka)
+    bench.number(plain_producer(bench), 400)
+    with working(bench, batch_messages=20) as diary:
+        bench.wait_drained()
+    Hanging.over.set()
+    assert len(made) == 2
+    assert ["did not return in time" in reason for reason in diary.reasons] == [True]
+    assert_each_counted_once(bench)
+
+
 @pytest.mark.slow
 def test_after_three_kills_a_stage_without_fences_has_counted_each_message_once(
     kafka: str, tmp_path: Path
