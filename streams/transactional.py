@@ -230,11 +230,20 @@ class Worker:
             logger.info("waits for the committed offsets: %s", error.str())
 
     def _poll(self, limit: int, wait_s: float) -> list[Message]:
-        """What there is, up to ``limit``; waits for the first only. Nothing if a rebalance came in between."""
+        """What there is, up to ``limit``; waits for the first only. Nothing if a rebalance came in between.
+
+        Raises:
+            KafkaException: the consumer is of no more use. It is said once, and so must not be dropped with the rest.
+        """
         messages = self._consumer.consume(1, wait_s)
         if messages and limit > 1:
             messages += self._consumer.consume(limit - 1, 0)
-        return [] if self._stale else messages
+        if not self._stale:
+            return messages
+        for error in filter(None, (message.error() for message in messages)):
+            if is_fatal(error):
+                raise KafkaException(error)
+        return []
 
     def _recover(self, recovery: Recovery) -> None:  # 3.
         for message in self._poll(_RECOVERY_MESSAGES, _POLL_S):

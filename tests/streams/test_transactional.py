@@ -13,11 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import pytest
 from confluent_kafka import (
     Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
     Producer,
     TopicPartition,
 )
@@ -121,6 +125,18 @@ def test_a_batch_whose_transaction_fails_in_any_way_is_counted_once(
     assert plan == []
     assert len(diary.reasons) == 7
     assert_each_counted_once(bench)
+
+
+def test_that_a_consumer_is_of_no_more_use_is_heard_even_while_messages_are_dropped() -> None:
+    """A static member that is fenced says so once, and goes on to give nothing."""
+    fenced = KafkaError(KafkaError._FATAL, "planned")
+    said = [Message(topic="t", partition=0, offset=1), Message(topic="t", error=fenced)]
+    worker = object.__new__(transactional.Worker)  # without its clients
+    worker._consumer = cast("Consumer", SimpleNamespace(consume=lambda *_: [said.pop(0)]))
+    worker._stale = True
+    assert worker._poll(1, 0.1) == []
+    with pytest.raises(KafkaException, match="planned"):
+        worker._poll(1, 0.1)
 
 
 class Hanging(Flaky):
