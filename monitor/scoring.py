@@ -5,7 +5,7 @@ Pure: the same rows give the same messages, to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -118,9 +118,8 @@ def _groups(
     rows = np.concatenate((every, np.repeat(every, lengths)))
     # Code 0 is the whole model.
     segment = np.concatenate((np.zeros(outcomes.n, np.int64), _codes(names) + 1))
+    version = _codes(versions)[rows]
     start = outcomes.ts_ms[rows] // size_ms * size_ms
-    version_names = [*versions.dictionary.to_pylist(), OTHER_VERSION]
-    version = _followed(_codes(versions)[rows], start, version_names, wanted)
     keep = np.isin(start, [place[2] for place in wanted])
     rows, segment, version, start = rows[keep], segment[keep], version[keep], start[keep]
     order = np.lexsort((rows, start, version, segment))
@@ -128,17 +127,18 @@ def _groups(
     changes = (np.diff(segment) != 0) | (np.diff(version) != 0) | (np.diff(start) != 0)
     bounds = [0, *(np.flatnonzero(changes) + 1), len(rows)]
     segment_names = ["", *names.dictionary.to_pylist()]
+    version_names = versions.dictionary.to_pylist()
+    others: dict[Place, list[Rows]] = {}
     for first, stop in pairwise(bounds):
         if first < stop:
-            at = (version_names[version[first]], segment_names[segment[first]], int(start[first]))
-            yield at, rows[first:stop]
-
-
-def _followed(version: Ints, start: Ints, names: Sequence[str], wanted: Collection[Place]) -> Ints:
-    """Codes of versions, where those without a place in their window have the last code."""
-    pairs, at = np.unique(np.stack((version, start)), axis=1, return_inverse=True)
-    has_place = np.array([(names[v], "", s) in wanted for v, s in pairs.T.tolist()], dtype=bool)
-    return np.where(has_place[at], version, len(names) - 1)
+            name, at = version_names[version[first]], int(start[first])
+            place = name, segment_names[segment[first]], at
+            if name != OTHER_VERSION and (name, "", at) in wanted:
+                yield place, rows[first:stop]
+            else:
+                others.setdefault((OTHER_VERSION, *place[1:]), []).append(rows[first:stop])
+    for place, parts in others.items():
+        yield place, np.sort(np.concatenate(parts))
 
 
 def _measure(spec: ModelSpec, outcomes: Outcomes) -> _Measure:

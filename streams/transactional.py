@@ -109,7 +109,7 @@ class Worker:
         self._restored: frozenset[int] = frozenset()
         self._recovery: Recovery | None = None
         self._inbox: deque[Message] = deque()
-        self._said = ""
+        self._said = ""  # why it waits for the committed offsets, if that was logged
         self._stale = False  # what is in memory is no longer, or not yet, what the log says
 
     def run(self, stop: threading.Event) -> None:

@@ -325,6 +325,18 @@ def test_a_producer_of_many_versions_gets_one_window_for_all_but_the_busiest(wor
     assert {m.version for m in world.emitted if m.start_ms == START + DAY} == {"v07"}
 
 
+def test_a_version_that_calls_itself_other_is_counted_with_the_others(world: World) -> None:
+    busy = [Prediction(f"b{i}", START + i, "789"[i % 3], "UA", "1", 0.9) for i in range(9)]
+    rest = [Prediction(f"r{i}", START + i, (OTHER_VERSION, "v")[i % 2], "UA", "0", 0.1) for i in range(4)]  # fmt: skip
+    world.store_predictions([*busy, *rest])
+    world.store_labels([Label(p.id, START + HOUR, "1") for p in (*busy, *rest)])
+    settle(world, world.evaluator())
+    (day,) = [
+        m for m in world.emitted if (m.size_ms, m.version, m.segment) == (DAY, OTHER_VERSION, "")
+    ]
+    assert (day.predictions, day.labelled, day.errors) == (4, 4, 4)
+
+
 def test_a_late_label_emits_the_window_again_with_a_higher_revision(world: World) -> None:
     evaluator = world.evaluator()
     world.store_predictions([Prediction(i, START, "7", "UA", "1", 0.9) for i in "ab"])
