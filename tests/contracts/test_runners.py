@@ -23,7 +23,7 @@ from tests.streams.bench import (
 if TYPE_CHECKING:
     from tests.kafka.broker import KafkaBroker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 
 @pytest.fixture(params=["topology", "transactional"])
@@ -130,6 +130,7 @@ def test_a_worker_whose_broker_is_gone_ends_to_be_started_again(
     assert process.popen.wait(20) == 70
 
 
+@pytest.mark.timeout(300)  # three restarts of the broker
 def test_a_broker_that_stops_and_comes_back_is_soon_followed_again(
     kafka_factory: Callable[[], KafkaBroker], start: Start
 ) -> None:

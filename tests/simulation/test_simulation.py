@@ -51,7 +51,7 @@ def without_log() -> Iterator[None]:
         yield
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_a_thousand_disturbed_runs_count_as_an_undisturbed_one_and_as_plain_python() -> None:
     tally = Tally()
     for seed in (*REGRESSIONS, *range(1_000, 1_000 + WORLDS)):
@@ -61,7 +61,7 @@ def test_a_thousand_disturbed_runs_count_as_an_undisturbed_one_and_as_plain_pyth
     assert {fault for fault, n in tally.faults.items() if n >= 10} >= EVERY_FAULT
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_part_of_the_protocol_that_is_missing_is_noticed(mutation: Mutation) -> None:
     tally = Tally()

@@ -9,7 +9,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
@@ -27,6 +28,7 @@ from streams.lanes import Lanes, Progress, Task
 from streams.models import Model
 from tests.alerting.builders import MODEL
 from tests.alerting.test_notify import FALLING, deliver
+from tests.streams.threads import in_thread
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 logger = logging.getLogger(__name__)
@@ -269,24 +271,9 @@ class Stack:
         self, run: Callable[[Settings, threading.Event], None], *, fails: str | None = None
     ) -> Iterator[None]:
         """Run until the block ends; ``fails`` is the transient error that is meant to end it before."""
-        stop = threading.Event()
-        failures: list[str] = []
-
-        def body() -> None:
-            try:
-                run(self.settings, stop)
-            except TransientError as err:
-                failures.append(str(err))
-
-        thread = threading.Thread(target=body)
-        thread.start()
-        try:
+        ended = pytest.raises(TransientError, match=f"^{fails}$") if fails else nullcontext()
+        with ended, in_thread(partial(run, self.settings), stop_s=20):
             yield
-        finally:
-            stop.set()
-            thread.join(20)
-            assert not thread.is_alive()
-            assert failures == ([] if fails is None else [fails])
 
     def wait(self, count: int, within_s: float = 20.0) -> list[str]:
         """Paths of the requests that the receiver took, once there are ``count``."""

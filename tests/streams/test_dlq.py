@@ -24,7 +24,7 @@ from streams.replay import Fate, Replayed, decide, only, replay
 from tests.monitor.builders import MODEL, NOW, START, body, event
 from tests.streams.profiled import SOURCES, Bench, drain, some
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(180)
 
 AT = (1, 1_700_000_000_000)
 INPUTS = ("d.predictions", "d.labels")

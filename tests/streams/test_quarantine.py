@@ -17,7 +17,7 @@ from tests.streams.builders import POLICY, marks, message, model
 
 DEADLY = (sys.executable, "-m", "tests.streams.deadly")
 BENCH = Bench(marks([0]), {MODEL: model(MODEL)}, POLICY, NOW)
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(120)
 
 
 def log(n: int, **deadly: str) -> list[SourceMessage]:

@@ -37,6 +37,7 @@ from streams.registry import Registry
 from streams.topics import Topics
 from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
 from tests.streams.builders import Known, model
+from tests.streams.threads import in_thread
 
 TOPICS = Topics("t.")
 NOW = 1_700_000_000_000
@@ -286,7 +287,7 @@ def test_storing_a_batch_again_in_other_cuts_changes_nothing(tmp_path: Path) -> 
         target.close()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 25.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -296,9 +297,9 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 @contextmanager
 def running(settings: Settings) -> Iterator[list[BaseException]]:
     """The sink in a thread, started again after a transient error as its process would be."""
-    stop, ended = threading.Event(), list[BaseException]()
+    ended: list[BaseException] = []
 
-    def main() -> None:
+    def main(stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 sink.run(settings, stop)
@@ -308,14 +309,8 @@ def running(settings: Settings) -> Iterator[list[BaseException]]:
                 ended.append(err)
                 raise
 
-    thread = threading.Thread(target=main)
-    thread.start()
-    try:
+    with in_thread(main, stop_s=20):
         yield ended
-    finally:
-        stop.set()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def setting(broker: str, clickhouse_: ClickHouseSettings, prefix: str) -> Settings:

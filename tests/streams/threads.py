@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_STOP_S = 30.0
-
 
 @contextmanager
-def in_thread(loop: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run a loop until the block ends; what ended it before is raised there."""
+def in_thread(loop: Callable[[threading.Event], None], *, stop_s: float = 30.0) -> Iterator[None]:
+    """Run a loop until the block ends, and then for ``stop_s`` at most; what ended it before is raised there."""
     stop, failures = threading.Event(), list[BaseException]()
 
     def body() -> None:
@@ -26,7 +24,7 @@ def in_thread(loop: Callable[[threading.Event], None]) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(_STOP_S)
+        thread.join(stop_s)
     assert not thread.is_alive()
     if failures:
         raise failures[0]
