@@ -28,6 +28,7 @@ from streams.positions import Committed, Positions
 logger = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 10.0
+_REWIND_S: Final = 5.0  # a client that cannot say may have lost its coordinator with a broker, for ever: a new one may not have
 _END_S: Final = 1.0  # for the ends of the partitions: without an answer nothing is idle
 _PAUSE_S: Final = 0.2
 _OF_A_PARTITION: Final = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
@@ -221,9 +222,13 @@ class Source:
         return self._ticket
 
     def rewind(self) -> None:
-        """Go back to the committed offsets: the broker knows whether a batch went through."""
+        """Go back to the committed offsets: the broker knows whether a batch went through.
+
+        Raises:
+            KafkaException: the broker does not say.
+        """
         held = [TopicPartition(self._topic, p) for p in self.positions.marks]
-        for found in self._consumer.committed(held, timeout=_ANSWER_S):
+        for found in self._consumer.committed(held, timeout=_REWIND_S):
             self.positions.rewind(_committed(found))
         if held:
             self.go_on()

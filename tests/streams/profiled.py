@@ -91,6 +91,21 @@ class Bench:
         consumer.close()
         return messages
 
+    def letters(self, count: int) -> list[Message]:
+        """The dead letters, when there are ``count``.
+
+        A commit is acknowledged before its markers are in all partitions: that profiles can be read does not say that letters can.
+        """
+        deadline = time.monotonic() + 30
+        while True:
+            found = [m for m in self.read(self.topics.dlq) if m.value() is not None]  # no receipts
+            if len(found) >= count:
+                break
+            assert time.monotonic() < deadline, f"{len(found)} letters"
+            time.sleep(0.1)
+        assert len(found) == count
+        return found
+
     def profiles(self) -> list[list[wire.Profiles]]:
         """The messages of each profiles partition, in order."""
         found: list[list[wire.Profiles]] = [[] for _ in range(STATES)]

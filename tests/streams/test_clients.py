@@ -70,12 +70,24 @@ def test_nothing_answers_on_a_closed_port() -> None:
 def test_a_broker_that_is_away_is_said_by_us_and_not_by_librdkafka(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    consumer = Consumer(consumer_config(NOWHERE, "group", LOGGER))
+    consumer = Consumer(consumer_config(NOWHERE, "group", LOGGER) | {"client.id": "of-this-test"})
     consumer.subscribe(["predictions"])
     consumer.poll(1.0)
     consumer.close()
     assert "kafka client: _TRANSPORT" in caplog.text
-    assert capfd.readouterr().err == ""
+    assert "of-this-test" not in capfd.readouterr().err  # clients of other tests may live on
+
+
+def test_a_client_without_a_logger_would_have_been_heard(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    silenced = {"logger", "error_cb", "log_level"}
+    config = consumer_config(NOWHERE, "group", LOGGER) | {"client.id": "of-this-test"}
+    consumer = Consumer({key: value for key, value in config.items() if key not in silenced})
+    consumer.subscribe(["predictions"])
+    consumer.poll(1.0)
+    consumer.close()
+    assert "of-this-test" in capfd.readouterr().err
 
 
 def test_a_certificate_that_cannot_be_read_is_a_wrong_setting() -> None:

@@ -58,7 +58,7 @@ def test_events_are_counted_once_over_a_restart_and_bad_ones_are_dead_letters(
     assert account["calibrating"] == 5
     assert account["on_time"] + account["late"] == account["events"] - 3 - 5
 
-    letters = {cast("bytes", m.value()): dict(header_list(m)) for m in bench.read(bench.topics.dlq)}
+    letters = {cast("bytes", m.value()): dict(header_list(m)) for m in bench.letters(3)}
     assert len(letters) == 3
     garbage = letters[b"\xffnot json"]
     assert garbage["trace"] == b"t1"
@@ -137,7 +137,7 @@ def test_a_batch_whose_transaction_fails_in_any_way_is_counted_once(kafka: str) 
     account = bench.account()
     assert (account["events"], account["dead"]) == (131, 1)
     assert account["on_time"] + account["late"] == 130
-    assert len(bench.read(bench.topics.dlq)) == 1
+    assert len(bench.letters(1)) == 1
 
 
 def test_a_batch_that_is_too_large_goes_in_parts_and_a_failed_part_takes_the_rest_back(
@@ -162,7 +162,7 @@ def test_one_message_whose_profiles_fit_nowhere_is_a_dead_letter(
     bench = Bench(kafka)
     bench.send(0, *some(2), wide(60), *some(2, 2))
     drain(bench)
-    (letter,) = bench.read(bench.topics.dlq)
+    (letter,) = bench.letters(1)
     assert dict(header_list(letter))["driftline.error.reason"] == b"too_large"
     account = bench.account()
     assert (account["events"], account["on_time"], account["dead"]) == (64, 4, 60)
@@ -175,7 +175,7 @@ def test_a_message_at_the_brokers_limit_that_is_bad_does_not_stop_the_stream(
     bench.send(0, b"x" * 999_000, headers=[("h", b"y" * 900)])
     bench.send(0, some(1)[0])
     drain(bench)
-    (letter,) = bench.read(bench.topics.dlq)
+    (letter,) = bench.letters(1)
     assert "driftline.error.truncated" in dict(header_list(letter))
     assert bench.account()["on_time"] == 1
 
@@ -270,7 +270,7 @@ def test_a_flood_of_bad_messages_is_counted_in_full_and_its_letters_are_capped(k
     drain(bench)
     account = bench.account()
     assert (account["events"], account["dead"], account["on_time"]) == (42, 41, 1)
-    reasons = [dict(header_list(m))["driftline.error.reason"] for m in bench.read(bench.topics.dlq)]
+    reasons = [dict(header_list(m))["driftline.error.reason"] for m in bench.letters(6)]
     assert Counter(reasons) == {b"not_json": 5, b"bad_timestamp": 1}
 
 
@@ -363,7 +363,7 @@ def test_a_message_that_kills_three_workers_is_a_dead_letter_and_all_others_coun
     account = bench.account()
     assert (account["events"], account["dead"]) == (101, 1)
     assert account["on_time"] + account["late"] == 100
-    (letter,) = bench.read(bench.topics.dlq)
+    (letter,) = bench.letters(1)
     headers = dict(header_list(letter))
     assert letter.value() == b"deadly:segfault"
     assert headers["driftline.error.reason"] == b"killed_worker"
