@@ -27,7 +27,7 @@ from load.markdown import table
 _SECONDS: Final = 220e-6  # an event: 4,500 a second
 _LEAST_S: Final = 45.0
 _OUTAGE_S: Final = 60.0
-_SHORT: Final = Shape(events=150_000, faults=12, seconds=_LEAST_S, database_s=15.0)
+_SHORT: Final = Shape(events=60_000, faults=8, seconds=30.0, database_s=10.0)
 _MUTANT_EVENTS: Final = 20_000
 _MUTANT_S: Final = 22.0
 _BEGAN: Final = time.monotonic()
@@ -73,8 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--runner", choices=get_args(Runner), default="transactional", help="of the detectors")
     add("--runs", type=int, default=1, metavar="N", help="seeds SEED to SEED + N - 1")
-    add("--short", action="store_true", help="150,000 events and 12 faults, as CI runs it")
-    add("--mutant", choices=sorted(MUTANTS), help="break one hop: the run has to fail")
+    add("--short", action="store_true", help="60,000 events and 8 faults, as CI runs it")
+    add(
+        "--mutant",
+        choices=sorted(MUTANTS),
+        help="break one hop: the run has to fail, but for the two controls",
+    )
     add("--json", type=Path, metavar="FILE", help="write everything that was found")
     add("--keep", type=Path, metavar="DIR", help="leave logs and data there")
     return parser

@@ -29,6 +29,7 @@ from load.chaos.cluster import Cluster, Plan, Runner
 from load.chaos.mutants import SCRATCH, Mutant
 from load.chaos.receiver import Receiver
 from load.chaos.run import Effects, Failed, Marks, execute
+from load.chaos.shapes import CHURN, ETA, SHAPES
 from load.chaos.workload import Workload
 from streams.models import Model
 
@@ -36,6 +37,7 @@ CALM: Final = "calm"
 STORM: Final = "storm"
 IDLE_AFTER_S: Final = 20.0  # longer than a broker's restart: nothing may look idle in the middle
 _MUTANT_IDLE_S: Final = 6.0  # the feed does not pause
+_MUTANT_MODELS: Final = (ETA, CHURN)  # whose references are made in a third of the time
 _MUTANT_STUCK_S: Final = 60.0  # some mutants break the state so that nothing can go on
 _CALM_SESSION_S: Final = 45.0  # the default
 _CALM_IDLE_S: Final = (
@@ -93,7 +95,8 @@ class Verdict:
 def run(seed: int, shape: Shape, directory: Path, say: Say) -> Verdict:
     """Run one seed; its files stay in ``directory``, which has to be empty."""
     began = time.monotonic()
-    load, path = Workload(seed, shape.events), directory / "predictions"
+    followed = SHAPES if shape.mutant is None else _MUTANT_MODELS
+    load, path = Workload(seed, shape.events, followed), directory / "predictions"
     load.write(path)
     references = load.references()
     say(f"seed {seed}: {shape.events:,} events in {path.stat().st_size >> 20} MiB")

@@ -61,22 +61,24 @@ class Workload:
     Attributes:
         seed: of all that is drawn.
         events: how many there are, malformed ones included; at least 5,000.
+        shapes: the models, which share the events as their shares say.
     """
 
     seed: int
     events: int
+    shapes: tuple[Shape, ...] = SHAPES
 
     def __post_init__(self) -> None:
         if self.events < 5_000:
             raise ValueError("fewer than 5,000 events fill no windows")
 
     def specs(self, receiver_url: str) -> list[ModelSpec]:
-        """The three models. They notify ``/notify`` of the receiver and ask for actions at ``/retrain`` and ``/rollback``, without approval."""
-        return [_spec(shape, receiver_url.rstrip("/")) for shape in SHAPES]
+        """The models. They notify ``/notify`` of the receiver and ask for actions at ``/retrain`` and ``/rollback``, without approval."""
+        return [_spec(shape, receiver_url.rstrip("/")) for shape in self.shapes]
 
     def references(self) -> dict[str, Reference]:
         """Model -> its reference, from rows of the same kind without faults; to be published with its spec. Half a second a segment, once a seed."""
-        return _references(self.seed)
+        return _references(self.seed, self.shapes)
 
     def write(self, path: Path) -> None:
         """Write all messages in the order of production. It appears under its name when it is complete."""
@@ -114,27 +116,27 @@ class Workload:
     def _write(self, file: BinaryIO, chunk: _Chunk) -> None:
         rng, n = chunk.rng, len(chunk.ts_ms)
         clean = bool(chunk.progress[0] == CLEAN)
-        model = rng.choice(len(SHAPES), n, p=[shape.share for shape in SHAPES])
+        shares = np.array([shape.share for shape in self.shapes])
+        model = rng.choice(len(shares), n, p=shares / shares.sum())
         packets = packing.packets(rng, chunk.partition, model)
         bodies: list[dict[str, Any]] = [{}] * n
-        for which, shape in enumerate(SHAPES):
+        for which, shape in enumerate(self.shapes):
             mine = np.flatnonzero(model == which)
             events = _events(shape, rng, chunk, mine)
             for row, body in zip(mine.tolist(), events, strict=True):
                 bodies[row] = body
         fates = packing.Fates.drawn(rng, n, clean=clean)
-        for message in packing.pack(packets, SHAPES, model, bodies, chunk.ts_ms, fates):
+        for message in packing.pack(packets, self.shapes, model, bodies, chunk.ts_ms, fates):
             tape.append(file, message)
 
 
 @cache
-def _references(seed: int) -> dict[str, Reference]:
-    return {shape.model: _reference(seed, number) for number, shape in enumerate(SHAPES)}
+def _references(seed: int, shapes: tuple[Shape, ...]) -> dict[str, Reference]:
+    return {shape.model: _reference(seed, shape) for shape in shapes}
 
 
-def _reference(seed: int, number: int) -> Reference:
-    shape = SHAPES[number]
-    rng = np.random.default_rng((seed, _REFERENCE_STREAM, number))
+def _reference(seed: int, shape: Shape) -> Reference:
+    rng = np.random.default_rng((seed, _REFERENCE_STREAM, SHAPES.index(shape)))
     rows = draw(shape, rng, np.full(_REFERENCE_ROWS, CLEAN), odd=0.0)
     columns = Columns(
         ts_ms=np.sort(rng.integers(START_MS - _REFERENCE_MS, START_MS, _REFERENCE_ROWS)),
