@@ -35,6 +35,8 @@ RECEIPT: Final = f"{REPLAY}of"
 ANSWER_S: Final = 10.0
 _OPEN_S: Final = 30.0  # a transaction that was left open ends after 10 s
 _BATCH: Final = 500
+_TURN_S: Final = 0.1  # a batch that is not full is waited for so long
+_FETCH_MS: Final = 20  # a broker with nothing to give waits so long: somebody looks at a terminal
 _SHOWN: Final = 200  # bytes of a value
 _GONE: Final = {
     KafkaError._AUTO_OFFSET_RESET,
@@ -178,6 +180,7 @@ class Reader:
         self._admin = admin(kafka, logger)
         config = consumer_config(kafka, f"{prefix}dlq", logger) | {
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": _FETCH_MS,
             "auto.offset.reset": "error",  # what is asked for and is gone is to be an answer
         }
         self._consumer = Consumer(config)
@@ -231,7 +234,7 @@ class Reader:
         ends, patient_until = self._ends(topic), monotonic() + _OPEN_S
         self._consumer.assign(self._starts(topic, list(ends), since_ms))
         while ends:
-            for message in self._consumer.consume(_BATCH, timeout=1.0):
+            for message in self._consumer.consume(_BATCH, timeout=_TURN_S):
                 error, partition = message.error(), message.partition() or 0
                 at = message.offset() or 0
                 if error is None:

@@ -95,11 +95,11 @@ class Bench:
         """Partition, key, number of the message and total of every committed output."""
         config = {"bootstrap.servers": self.bootstrap, "group.id": f"{self.prefix}look"}
         # The embedded broker knows the end of a partition only when it is read.
-        consumer = Consumer({**config, "enable.partition.eof": True})
+        consumer = Consumer({**config, "enable.partition.eof": True, "fetch.wait.max.ms": 10})
         consumer.assign([TopicPartition(f"{self.prefix}out", number, 0) for number in PARTITIONS])
         unread, found = set(PARTITIONS), list[tuple[int, str, int, int]]()
         while unread:
-            for message in consumer.consume(10_000, timeout=1):
+            for message in consumer.consume(10_000, timeout=0.1):
                 partition, key, value = message.partition(), message.key(), message.value()
                 assert partition is not None
                 if message.error() is not None:

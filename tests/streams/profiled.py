@@ -73,6 +73,7 @@ class Bench:
                 "bootstrap.servers": self.address,
                 "group.id": "look",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
                 "isolation.level": "read_committed",
             }
         )

@@ -252,12 +252,12 @@ class Stack:
     def deliveries(self) -> list[Delivery]:
         """What is recorded now."""
         config = clients.consumer_config(self.kafka, "reader", logger)
-        reader = Consumer({**config, "enable.partition.eof": True})
+        reader = Consumer({**config, "enable.partition.eof": True, "fetch.wait.max.ms": 10})
         reader.assign([TopicPartition(self.topics.deliveries, 1, OFFSET_BEGINNING)])
         found: list[Delivery] = []
         try:
             while True:
-                for message in reader.consume(100, 0.2):
+                for message in reader.consume(100, 0.1):
                     if message.error() is not None:
                         return found
                     record = wire.decode(message.value() or b"")

@@ -92,11 +92,11 @@ def test_a_worker_frozen_on_its_way_to_the_socket_writes_a_stale_row_behind_its_
 def chain_rows(bench: Bench) -> list[int]:
     """Offsets in the chain rows of partition 0, as the changelog has them one after the other."""
     config = {"bootstrap.servers": bench.bootstrap, "group.id": f"{bench.prefix}look"}
-    consumer = Consumer({**config, "enable.partition.eof": True})
+    consumer = Consumer({**config, "enable.partition.eof": True, "fetch.wait.max.ms": 10})
     consumer.assign([TopicPartition(f"{bench.prefix}changelog", 0, 0)])
     found = list[int]()
     while True:
-        for message in consumer.consume(10_000, timeout=1):
+        for message in consumer.consume(10_000, timeout=0.1):
             if message.error() is not None:
                 consumer.close()
                 return found
