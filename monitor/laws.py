@@ -240,6 +240,7 @@ def _bridge(cells: tuple[int, ...], lattice: int, height: Floats) -> Floats:
     return np.asarray(np.where((at < barriers[0]) | (at > barriers[-1]), at * beyond, inside))
 
 
+@lru_cache(maxsize=16)
 def _between(octave: float) -> tuple[Floats, Floats]:
     """``(barriers, nodes)`` places between 0 and each barrier, and their weights (Gauss-Legendre)."""
     u, weight = np.polynomial.legendre.leggauss(_QUADRATURE)
