@@ -28,8 +28,8 @@ _SECONDS: Final = 220e-6  # an event: 4,500 a second
 _LEAST_S: Final = 45.0
 _OUTAGE_S: Final = 60.0
 _SHORT: Final = Shape(events=60_000, faults=8, seconds=30.0, database_s=10.0)
-_MUTANT_EVENTS: Final = 20_000
-_MUTANT_S: Final = 22.0
+MUTANT_EVENTS: Final = 20_000
+_MUTANT_S: Final = 15.0
 _BEGAN: Final = time.monotonic()
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def mutated(name: str) -> Shape:
     """A run just long enough for a mutant to be struck and found out."""
     mutant = MUTANTS[name]
-    return Shape(_MUTANT_EVENTS, 0, _MUTANT_S, 0.0, runner=mutant.runner, mutant=mutant)
+    return Shape(MUTANT_EVENTS, 0, _MUTANT_S, 0.0, runner=mutant.runner, mutant=mutant)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -37,7 +37,6 @@ CALM: Final = "calm"
 STORM: Final = "storm"
 IDLE_AFTER_S: Final = 20.0  # longer than a broker's restart: nothing may look idle in the middle
 _MUTANT_IDLE_S: Final = 6.0  # the feed does not pause
-_MUTANT_MODELS: Final = (ETA, CHURN)  # whose references are made in a third of the time
 _MUTANT_STUCK_S: Final = 60.0  # some mutants break the state so that nothing can go on
 _CALM_SESSION_S: Final = 45.0  # the default
 _CALM_IDLE_S: Final = (
@@ -95,85 +94,126 @@ class Verdict:
 def run(seed: int, shape: Shape, directory: Path, say: Say) -> Verdict:
     """Run one seed; its files stay in ``directory``, which has to be empty."""
     began = time.monotonic()
-    followed = SHAPES if shape.mutant is None else _MUTANT_MODELS
-    load, path = Workload(seed, shape.events, followed), directory / "predictions"
+    with arena(seed, shape.events, directory, say, few=shape.mutant is not None) as place:
+        verdict = place.run(shape, say)
+    return replace(verdict, took_s=time.monotonic() - began)
+
+
+@contextmanager
+def arena(
+    seed: int, events: int, directory: Path, say: Say, *, few: bool = False
+) -> Iterator[Arena]:
+    """Servers, a receiver, and a file of events with what is expected of it.
+
+    Args:
+        seed: of the events, the faults and the receiver.
+        events: how many.
+        directory: empty; everything is made there.
+        say: told what is under way.
+        few: fewer models, whose references are made in a third of the time: what mutants need.
+    """
+    load = Workload(seed, events, (ETA, CHURN) if few else SHAPES)
+    path = directory / "predictions"
     load.write(path)
     references = load.references()
-    say(f"seed {seed}: {shape.events:,} events in {path.stat().st_size >> 20} MiB")
+    say(f"seed {seed}: {events:,} events in {path.stat().st_size >> 20} MiB")
 
     def models(url: str) -> list[Model]:
         return [Model(spec, references[spec.model]) for spec in load.specs(url)]
 
-    marks: Marks | None = None
-    rows: list[checks.Row] = []
-    failed = ""
     with (
         _counting(path, models("http://127.0.0.1")) as expected,
         Receiver(np.random.default_rng([seed, 1])) as receiver,
         Cluster(directory) as cluster,
     ):
+        yield Arena(seed, path, models, expected, receiver, cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where runs take place, one after the other and each in topics and tables of its own."""
+
+    seed: int
+    path: Path
+    models: Callable[[str], list[Model]]
+    expected: Future[oracle.Expected]
+    receiver: Receiver
+    cluster: Cluster
+
+    def run(self, shape: Shape, say: Say) -> Verdict:
+        """A run, and the undisturbed one that it is compared with; a mutant's is compared with the oracle alone."""
+        began = time.monotonic()
+        marks: Marks | None = None
+        rows: list[checks.Row] = []
+        failed = ""
         try:
-            calm = (
-                None
-                if shape.mutant
-                else _calm(cluster, models(receiver.url(CALM)), path, receiver, say)
-            )
-            plan = _plan(shape, directory)
-            chance = np.random.default_rng([seed, 2])
-            marks, found = execute(
-                cluster,
-                plan,
-                path,
-                models(receiver.url(STORM)),
-                seconds=shape.seconds,
-                faults=faults.plan(
-                    chance,
-                    shape.faults,
-                    plan.processes(),
-                    session_s=shape.session_s,
-                    database_s=shape.database_s,
-                ),
-                receiver=receiver,
-                say=say,
-            )
-            rows = _rows(marks, found, calm, expected.result())
+            calm = None if shape.mutant else self._calm(say)
+            marks, found = self._storm(shape, say)
+            rows = _rows(marks, found, calm, self.expected.result())
         except Failed as err:
             failed = str(err)
-    return Verdict(seed, shape, rows, marks, time.monotonic() - began, failed)
+        return Verdict(self.seed, shape, rows, marks, time.monotonic() - began, failed)
 
+    def strikes(self, mutant: Mutant) -> Path:
+        """Where the processes of a mutant's run leave a file for each strike."""
+        return self.cluster.directory / f"{mutant.name}-strikes"
 
-def _calm(
-    cluster: Cluster, followed: Sequence[Model], path: Path, receiver: Receiver, say: Say
-) -> Effects:
-    plan = Plan(
-        CALM, profilers=1, detectors=1, idle_after_s=_CALM_IDLE_S, session_s=_CALM_SESSION_S
-    )
-    _, found = execute(cluster, plan, path, followed, seconds=0, receiver=receiver, say=say)
-    return found
+    def _calm(self, say: Say) -> Effects:
+        plan = Plan(
+            CALM, profilers=1, detectors=1, idle_after_s=_CALM_IDLE_S, session_s=_CALM_SESSION_S
+        )
+        _, found = self._execute(plan, 0, [], say)
+        return found
 
+    def _storm(self, shape: Shape, say: Say) -> tuple[Marks, Effects]:
+        plan = self._plan(shape)
+        struck = faults.plan(
+            np.random.default_rng([self.seed, 2]),
+            shape.faults,
+            plan.processes(),
+            session_s=shape.session_s,
+            database_s=shape.database_s,
+        )
+        return self._execute(plan, shape.seconds, struck, say)
 
-def _plan(shape: Shape, directory: Path) -> Plan:
-    if shape.mutant is None:
+    def _execute(
+        self, plan: Plan, seconds: float, struck: Sequence[faults.Fault], say: Say
+    ) -> tuple[Marks, Effects]:
+        return execute(
+            self.cluster,
+            plan,
+            self.path,
+            self.models(self.receiver.url(plan.name)),
+            seconds=seconds,
+            faults=struck,
+            receiver=self.receiver,
+            say=say,
+        )
+
+    def _plan(self, shape: Shape) -> Plan:
+        if shape.mutant is None:
+            return Plan(
+                STORM,
+                profilers=2,
+                detectors=2,
+                idle_after_s=IDLE_AFTER_S,
+                session_s=shape.session_s,
+                runner=shape.runner,
+            )
+        scratch = self.strikes(shape.mutant)
+        scratch.mkdir()
         return Plan(
-            STORM,
-            profilers=2,
-            detectors=2,
-            idle_after_s=IDLE_AFTER_S,
+            shape.mutant.name,
+            profilers=1,
+            detectors=1,
+            idle_after_s=_MUTANT_IDLE_S,
             session_s=shape.session_s,
             runner=shape.runner,
+            states=1,  # each break of a chain costs three restarts in each
+            stuck_s=_MUTANT_STUCK_S,
+            module=("load.chaos.mutants", shape.mutant.name),
+            variables={SCRATCH: str(scratch)},
         )
-    return Plan(
-        STORM,
-        profilers=1,
-        detectors=1,
-        idle_after_s=_MUTANT_IDLE_S,
-        session_s=shape.session_s,
-        runner=shape.runner,
-        states=1,  # each break of a chain costs three restarts in each
-        stuck_s=_MUTANT_STUCK_S,
-        module=("load.chaos.mutants", shape.mutant.name),
-        variables={SCRATCH: str(directory)},
-    )
 
 
 def _rows(

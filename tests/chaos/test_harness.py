@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from load.chaos.__main__ import main, mutated
+from load.chaos.__main__ import MUTANT_EVENTS, main, mutated
 from load.chaos.mutants import MUTANTS
-from load.chaos.trial import Verdict, run
+from load.chaos.trial import Arena, Verdict, arena
 from tests.kafka.broker import KafkaUnavailableError, fetch_jars
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
@@ -29,14 +29,19 @@ def _kafka() -> None:
         pytest.skip(str(err))
 
 
-def broken(name: str, directory: Path) -> Verdict:
-    """A run of a mutant. What it says goes to the test's log."""
-    return run(SEED, mutated(name), directory, log.info)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """Servers and a file for all mutants."""
+    directory = tmp_path_factory.mktemp("chaos")
+    with arena(SEED, MUTANT_EVENTS, directory, log.info, few=True) as made:
+        yield made
 
 
-def strikes(directory: Path) -> set[str]:
-    """The kinds of what was made to happen in a run."""
-    return {path.name.rpartition("-")[0] for path in directory.glob("*-[0-9]")}
+def broken(place: Arena, name: str) -> tuple[Verdict, set[str]]:
+    """A run of a mutant, and the kinds of what was made to happen in it. What it says goes to the test's log."""
+    verdict = place.run(mutated(name), log.info)
+    strikes = place.strikes(MUTANTS[name]).iterdir()
+    return verdict, {path.name.rpartition("-")[0] for path in strikes}
 
 
 def test_nothing_is_lost_or_counted_twice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,17 +55,17 @@ def test_nothing_is_lost_or_counted_twice(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_with_every_guard_in_place_what_mutants_suffer_does_no_harm(
-    name: str, tmp_path: Path
+    place: Arena, name: str
 ) -> None:
-    verdict = broken(name, tmp_path)
+    verdict, strikes = broken(place, name)
     assert verdict.holds, verdict
-    assert strikes(tmp_path) == CONTROLS[name]
+    assert strikes == CONTROLS[name]
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - CONTROLS.keys()))
-def test_a_broken_hop_is_found(name: str, tmp_path: Path) -> None:
-    verdict = broken(name, tmp_path)
+def test_a_broken_hop_is_found(place: Arena, name: str) -> None:
+    verdict, strikes = broken(place, name)
     assert not verdict.holds
-    assert strikes(tmp_path)
+    assert strikes
     # Without its value fence a detector may also see that its state is impossible, and go no further.
     assert "left, and had so for" in verdict.failed or not verdict.failed
