@@ -14,14 +14,19 @@ from typing import Final, Literal, Protocol, TypeAlias, assert_never
 import numpy as np
 
 from alerting.delivery import Attempt, Outcome
-from alerting.payloads import Request, Resolve, build
-from monitor.spec import ActionSpec, ModelSpec, NotifyTarget, WebhookTarget
+from alerting.payloads import notification
+from alerting.pipelines import action_request
+from alerting.requests import Mail, Request, Resolve
+from monitor.spec import ActionSpec, ModelSpec
+from monitor.targets import NotifyTarget
 from monitor.wire import Delivery, OutboxItem
 
 logger = logging.getLogger(__name__)
 
 SpecOf: TypeAlias = Callable[[str], ModelSpec | None]
-FinalOutcome: TypeAlias = Literal["delivered", "refused", "expired", "disabled", "dry_run"]
+FinalOutcome: TypeAlias = Literal[
+    "delivered", "refused", "expired", "disabled", "unknown", "dry_run"
+]
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 300.0  # PagerDuty asks for "a few minutes" when it throttles
 
@@ -30,6 +35,13 @@ class Sends(Protocol):
     """``alerting.delivery.Sender``, or a fake of it."""
 
     async def send(self, request: Request) -> Attempt:
+        """Try once."""
+
+
+class Mails(Protocol):
+    """``alerting.mail.Mailer``, or a fake of it."""
+
+    async def send(self, mail: Mail, at_s: float) -> Attempt:
         """Try once."""
 
 
@@ -49,6 +61,7 @@ class Courier:
 
     spec_of: SpecOf
     sender: Sends
+    mailer: Mails
     resolve: Resolve
     clock_s: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
@@ -68,10 +81,10 @@ class Courier:
                     item, "expired", attempts, detail or "too old before a first attempt"
                 )
             found = self._request(item)
-            if isinstance(found, Request):
+            if isinstance(found, Request | Mail):
                 attempts += 1
                 self.attempted()
-                found = await self.sender.send(found)
+                found = await self._send(found)
             elif not isinstance(found, Attempt):
                 return self._done(item, found, attempts, "recorded only")
             if found.outcome is not Outcome.RETRY:
@@ -87,7 +100,12 @@ class Courier:
                 )
             await self.sleep(self._wait_s(attempts, found.retry_after_s))
 
-    def _request(self, item: OutboxItem) -> Request | Attempt | Literal["dry_run"]:
+    async def _send(self, message: Request | Mail) -> Attempt:
+        if isinstance(message, Mail):
+            return await self.mailer.send(message, self.clock_s())
+        return await self.sender.send(message)
+
+    def _request(self, item: OutboxItem) -> Request | Mail | Attempt | Literal["dry_run"]:
         """What to send now; an attempt that failed before it was sent; or that nothing is to be sent."""
         spec = self.spec_of(item.incident.model)
         if spec is None:
@@ -95,16 +113,12 @@ class Courier:
         target = target_of(item, spec)
         if target is None:
             return Attempt(Outcome.REFUSED, "the model's spec has no such target any more")
-        if isinstance(target, ActionSpec):
-            if item.dry_run or target.dry_run:
-                return "dry_run"
-            target = target.webhook
+        if isinstance(target, ActionSpec) and (item.dry_run or target.dry_run):
+            return "dry_run"
         try:
-            return build(item, target, self.resolve, at_s=int(self.clock_s()))
-        except KeyError as err:  # a secret: an operator may still put it there
+            return _message(item, target, self.resolve, int(self.clock_s()))
+        except (KeyError, ValueError) as err:  # a secret: an operator may still mend it
             return Attempt(Outcome.RETRY, str(err.args[0]))
-        except ValueError as err:
-            return Attempt(Outcome.RETRY, str(err))
 
     def _wait_s(self, attempts: int, asked_s: float | None) -> float:
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempts, 20))
@@ -125,9 +139,7 @@ class Courier:
         )
 
 
-def target_of(
-    item: OutboxItem, spec: ModelSpec
-) -> NotifyTarget | ActionSpec | WebhookTarget | None:
+def target_of(item: OutboxItem, spec: ModelSpec) -> NotifyTarget | ActionSpec | None:
     """Where the spec says that an item goes; ``None`` if it says so no longer."""
     match item.action:
         case "retrain":
@@ -138,6 +150,14 @@ def target_of(
             return next((t for t in spec.notify if t.target == item.target), None)
 
 
+def _message(
+    item: OutboxItem, target: NotifyTarget | ActionSpec, resolve: Resolve, at_s: int
+) -> Request | Mail:
+    if isinstance(target, ActionSpec):
+        return action_request(item, target, resolve, at_s=at_s)
+    return notification(item, target, resolve, at_s=at_s)
+
+
 def _final(outcome: Outcome) -> FinalOutcome:
     match outcome:
         case Outcome.DELIVERED:
@@ -146,6 +166,8 @@ def _final(outcome: Outcome) -> FinalOutcome:
             return "refused"
         case Outcome.DISABLED:
             return "disabled"
+        case Outcome.UNKNOWN:
+            return "unknown"
         case Outcome.RETRY:
             raise AssertionError("a retry is not final")
         case _:

@@ -19,7 +19,8 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -28,7 +29,8 @@ from typing import Final, TypeAlias
 
 import httpx
 
-from alerting.payloads import Request
+from alerting.requests import Request
+from monitor.errors import ConfigError
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -37,6 +39,7 @@ Lookup: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 MAX_ANSWER: Final = 64 << 10  # nothing of an answer is needed but its status
 MAX_RETRY_AFTER_S: Final = 3_600.0  # a receiver may ask for patience, not for silence
 _RETRIED: Final = frozenset({408, 425, 429})  # and every 5xx
+_NOT_TAKEN: Final = frozenset({408, 425, 429, 503})  # says who did not begin
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE: Final = ipaddress.ip_network("::/96")  # ::127.0.0.1 calls itself global
 
@@ -48,6 +51,7 @@ class Outcome(Enum):
     RETRY = "retry"
     REFUSED = "refused"
     DISABLED = "disabled"  # 410: the receiver wants no more of these
+    UNKNOWN = "unknown"  # it may have been taken, and a repeat would be a second request
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,21 @@ def resolve_secret(reference: str) -> str:
     return value
 
 
+def trust(ca_file: Path | None = None) -> ssl.SSLContext:
+    """TLS that trusts the public authorities, and those of a PEM file beside them.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no certificate.
+    """
+    context = httpx.create_ssl_context(trust_env=False)
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except OSError as err:  # SSLError is one
+            raise ConfigError(f"dispatcher.ca_file: {ca_file} holds no certificates") from err
+    return context
+
+
 class Sender:
     """Sends requests. Mutable: it owns a connection-less HTTP client; ``close`` it.
 
@@ -91,10 +110,15 @@ class Sender:
         allowed: networks that may be called although they are not public, from the server's own settings.
         timeout_s: of one attempt as a whole.
         lookup: host and port to addresses; the system's resolver unless told otherwise.
+        context: of TLS; ``trust()`` unless told otherwise.
     """
 
     def __init__(
-        self, allowed: Sequence[str] = (), timeout_s: float = 10.0, lookup: Lookup | None = None
+        self,
+        allowed: Sequence[str] = (),
+        timeout_s: float = 10.0,
+        lookup: Lookup | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._allowed = tuple(ipaddress.ip_network(network) for network in allowed)
         self._timeout_s = timeout_s
@@ -105,6 +129,7 @@ class Sender:
             follow_redirects=False,
             trust_env=False,  # a proxy from the environment would resolve the name again
             timeout=timeout_s,
+            verify=context or trust(),
             # A kept connection would be reused for another name at the same address.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
@@ -115,28 +140,31 @@ class Sender:
 
     async def send(self, request: Request) -> Attempt:
         """Try once. Never raises for what a receiver or a network does."""
+        begun = _Begun()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._send(request)
+                return await self._send(request, begun)
+        except (ForbiddenAddressError, httpx.InvalidURL) as err:
+            said = (
+                str(err) if isinstance(err, ForbiddenAddressError) else "the address is not valid"
+            )
+            return Attempt(Outcome.REFUSED, said)
         except (TimeoutError, httpx.TimeoutException):  # before OSError, which TimeoutError is
-            return Attempt(Outcome.RETRY, f"no answer within {self._timeout_s:g} s")
-        except ForbiddenAddressError as err:
-            return Attempt(Outcome.REFUSED, str(err))
-        except httpx.InvalidURL:
-            return Attempt(Outcome.REFUSED, "the address is not valid")
+            detail = f"no answer within {self._timeout_s:g} s"
         except (OSError, httpx.HTTPError) as err:  # their texts may quote the address
-            return Attempt(Outcome.RETRY, f"connection failed ({type(err).__name__})")
+            detail = f"connection failed ({type(err).__name__})"
+        return _lost(request, detail) if begun.yes else Attempt(Outcome.RETRY, detail)
 
-    async def _send(self, request: Request) -> Attempt:
+    async def _send(self, request: Request, begun: _Begun) -> Attempt:
         url = httpx.URL(request.url)
         pinned = await self._pin(url)
         headers = {**request.headers, "host": url.netloc.decode("ascii")}
         sent = self._client.build_request(
-            "POST",
+            request.method,
             url.copy_with(host=str(pinned)),
             headers=headers,
             content=request.body,
-            extensions={"sni_hostname": url.host},
+            extensions={"sni_hostname": url.host, "trace": begun},
         )
         response = await self._client.send(sent, stream=True)
         try:
@@ -147,7 +175,12 @@ class Sender:
                     break
         finally:
             await response.aclose()
-        return classify(response.status_code, response.headers.get("retry-after"), _date(response))
+        if response.status_code in request.done:
+            return Attempt(Outcome.DELIVERED, f"status {response.status_code}: was taken before")
+        found = classify(response.status_code, response.headers.get("retry-after"), _date(response))
+        if found.outcome is Outcome.RETRY and response.status_code not in _NOT_TAKEN:
+            return _lost(request, found.detail, found.retry_after_s)
+        return found
 
     async def _pin(self, url: httpx.URL) -> Address:
         if url.scheme not in ("http", "https") or not url.host:
@@ -163,6 +196,16 @@ class Sender:
                 "the address is in a private network that the server's settings do not allow"
             )
         return found[0]
+
+
+class _Begun:
+    """Notes whether anything of a request was sent. Mutable: httpx calls it at each step."""
+
+    def __init__(self) -> None:
+        self.yes = False
+
+    async def __call__(self, step: str, _: Mapping[str, object]) -> None:
+        self.yes = self.yes or step.endswith("send_request_headers.started")
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
@@ -201,6 +244,13 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
     except (ValueError, TypeError):
         return None
     return min(max(wait.total_seconds(), 0.0), MAX_RETRY_AFTER_S)
+
+
+def _lost(request: Request, detail: str, retry_after_s: float | None = None) -> Attempt:
+    """An attempt of which nobody knows whether it was taken: it is repeated where a repeat does no harm."""
+    if request.repeatable:
+        return Attempt(Outcome.RETRY, detail, retry_after_s)
+    return Attempt(Outcome.UNKNOWN, f"{detail}: may have been taken, and is not sent twice")
 
 
 def _date(response: httpx.Response) -> str | None:

@@ -1,94 +1,85 @@
-"""What each receiver is sent: an outbox item and its target become one HTTP request, without any I/O.
+"""How each receiver of notifications is told of an incident: an outbox item and its target become one message, without any I/O.
 
-Bodies are a function of the item alone, so a retry carries the same bytes; only the signature's timestamp is of the
-attempt. Names of features, segments and versions come from outside: they are escaped and cut to the receiver's limits.
+Bodies are a function of the item alone, so a retry carries the same bytes; only a signature's timestamp and the end of an alert in
+Alertmanager are of the attempt. Names of features, segments and versions come from outside: they are escaped, or stand where nothing
+is markup, and are cut to the receiver's limits.
 
-Sources: Slack Block Kit reference, PagerDuty Events API v2, Standard Webhooks 1.0.0, CloudEvents 1.0.2.
+Sources: Slack Block Kit reference, PagerDuty Events API v2, Alertmanager API v2 (``docs/alerts_api.md``), Adaptive Cards 1.4, RFC 5322.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
 from alerting.diagnosis import describe
-from monitor.spec import NotifyTarget, WebhookTarget
+from alerting.requests import Mail, Request, Resolve, json_request, rfc3339, signed_webhook
+from monitor.targets import (
+    AlertmanagerTarget,
+    EmailTarget,
+    NotifyTarget,
+    PagerDutyTarget,
+    SlackTarget,
+    TeamsTarget,
+    WebhookTarget,
+)
 from monitor.wire import Evidence, Incident, OutboxItem
 
-Resolve: TypeAlias = Callable[[str], str]
-"""Gives the text of an ``env:`` or ``file:`` reference, and a plain address as it is."""
-
-MAX_WEBHOOK_BYTES: Final = 20_000  # Standard Webhooks: receivers may refuse more
+ALERT_LASTS_S: Final = 300  # in Alertmanager, unless it is sent again: its own resolve_timeout
+_TEAMS_TEXT: Final = 1_000  # of any one text: a message has at most 28 KB
 _SLACK_HEADER: Final = 150
 _SLACK_SECTION: Final = 3_000
 _SLACK_LINES: Final = 5  # of evidence: a message is read on a phone
 _PD_SUMMARY: Final = 1_024
 _PD_LINES: Final = 20
+_SUBJECT: Final = 200
 _ESCAPES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKS: Final = {"critical": "🔴", "error": "🟠", "warning": "🟡", "info": "🔵"}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One POST. The address, a header or the body may hold a secret, so none of them is in the ``repr``."""
-
-    url: str = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-
-
-def build(
-    item: OutboxItem, target: NotifyTarget | WebhookTarget, resolve: Resolve, *, at_s: int
-) -> Request:
-    """The request that delivers ``item`` to ``target``; ``at_s`` is the Unix time of this attempt.
+def notification(
+    item: OutboxItem, target: NotifyTarget, resolve: Resolve, *, at_s: int
+) -> Request | Mail:
+    """What tells ``target`` of ``item``; ``at_s`` is the Unix time of this attempt.
 
     Raises:
         ValueError: a webhook secret that claims to be base64 (``whsec_``) is not. The secret is not quoted.
     """
-    if isinstance(target, WebhookTarget):
-        return _webhook(item, target, resolve, at_s)
-    if target.slack is not None:
-        return _json_request(resolve(target.slack.url), slack_message(item), item.id)
-    if target.pagerduty is not None:
-        event = pagerduty_event(item, resolve(target.pagerduty.routing_key))
-        return _json_request(resolve(target.pagerduty.url), event, item.id)
-    if target.webhook is not None:
-        return _webhook(item, target.webhook, resolve, at_s)
-    raise AssertionError("a notify target has exactly one kind")
+    match target.chosen:
+        case SlackTarget(url=url):
+            return json_request(resolve(url), slack_message(item), item.id)
+        case TeamsTarget(url=url):
+            return json_request(resolve(url), teams_message(item), item.id)
+        case PagerDutyTarget(url=url, routing_key=key):
+            return json_request(resolve(url), pagerduty_event(item, resolve(key)), item.id)
+        case AlertmanagerTarget() as chosen:
+            return alerts_request([item.incident], chosen, resolve, at_s=at_s)
+        case EmailTarget(to=to):
+            return mail(item, to)
+        case WebhookTarget() as chosen:
+            return signed_webhook(item, chosen, resolve, at_s)
+        case _:
+            assert_never(target.chosen)
 
 
 def slack_message(item: OutboxItem) -> dict[str, Any]:
     """Body for a Slack incoming webhook: what happened, what to do, the evidence, in that order."""
     incident = item.incident
     head = f"{_state_word(item)}: {incident.title}"
-    facts = {
-        "Cause": incident.cause.replace("_", " "),
-        "Advice": _advice(incident),
-        "Since": _clock(incident.onset_ms),
-        "Found": _clock(incident.opened_ms),
-    }
-    if incident.resolved_ms is not None:
-        facts["Resolved"] = _clock(incident.resolved_ms)
-    lines = [f"• {_place(e)} {describe(e)}" for e in incident.evidence[:_SLACK_LINES]]
-    more = len(incident.evidence) - _SLACK_LINES
-    lines += [f"… and {more} more"] if more > 0 else []
+    lines = _lines(item, _SLACK_LINES)
     fields = [
         {"type": "mrkdwn", "text": f"*{name}*\n{escaped(value, 1_900)}"}
-        for name, value in facts.items()
+        for name, value in _facts(incident).items()
     ]
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": escaped(head, _SLACK_HEADER)}},
         {"type": "section", "text": _mrkdwn(f"{incident.title}\n{incident.reason}")},
         {"type": "section", "fields": fields},
     ]
-    if lines and item.transition != "resolved":
+    if lines:
         blocks.append({"type": "section", "text": _mrkdwn("\n".join(lines))})
     blocks.append({"type": "context", "elements": [_mrkdwn(f"incident {incident.id}")]})
     return {"text": escaped(head, _SLACK_SECTION), "blocks": blocks}
@@ -108,7 +99,7 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
             "summary": _cut(incident.title, _PD_SUMMARY),
             "source": incident.model,
             "severity": incident.severity,
-            "timestamp": _rfc3339(incident.onset_ms),
+            "timestamp": rfc3339(incident.onset_ms),
             "component": incident.version,
             "group": incident.model,
             "class": incident.cause,
@@ -122,46 +113,83 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
     }
 
 
-def cloud_event(item: OutboxItem) -> bytes:
-    """A structured-mode CloudEvent below ``MAX_WEBHOOK_BYTES``: evidence and timeline are shortened until it fits."""
-    incident = item.incident
-    acts = item.action != "notify"
-    kind = f"action.{item.action}.requested" if acts else f"incident.{item.transition}"
-    kept = max(len(incident.evidence), len(incident.timeline))
-    while True:
-        shown = msgspec.structs.replace(
-            incident,
-            evidence=incident.evidence[:kept],
-            timeline=incident.timeline[-kept:] if kept else [],
-        )
-        body = msgspec.json.encode(
-            {
-                "specversion": "1.0",
-                "id": item.id,
-                "type": f"dev.driftline.{kind}.v1",
-                "source": f"/driftline/models/{incident.model}",
-                "subject": f"{incident.model}/{incident.version}",
-                "time": _rfc3339(incident.updated_ms),
-                "datacontenttype": "application/json",
-                "data": {"action": item.action, "incident": msgspec.to_builtins(shown)},
-            }
-        )
-        if len(body) < MAX_WEBHOOK_BYTES or kept == 0:
-            return body
-        kept //= 2
+def alerts_request(
+    incidents: Sequence[Incident], target: AlertmanagerTarget, resolve: Resolve, *, at_s: int
+) -> Request:
+    """Incidents as alerts of Alertmanager: what fires lasts ``ALERT_LASTS_S`` from now, what is resolved ends now."""
+    url = f"{resolve(target.url).rstrip('/')}/api/v2/alerts"
+    headers = {"content-type": "application/json"}
+    if target.token is not None:
+        headers["authorization"] = f"Bearer {resolve(target.token)}"
+    body = msgspec.json.encode([alert(incident, at_s) for incident in incidents])
+    return Request(url, headers, body)
 
 
-def sign(secret: str, webhook_id: str, at_s: int, body: bytes) -> str:
-    """The ``webhook-signature`` of Standard Webhooks: ``v1,`` and the base64 of HMAC-SHA256 over ``id.timestamp.body``.
+def alert(incident: Incident, at_s: int) -> dict[str, Any]:
+    """One alert. Its labels are its identity there, so the cause, which may become known later, is an annotation.
 
-    Several secrets separated by spaces, for a rotation, give several signatures.
-
-    Raises:
-        ValueError: a ``whsec_`` secret is not base64.
+    The severity is a label, since routes are chosen by it: where it changes, the old alert ends by itself.
     """
-    content = f"{webhook_id}.{at_s}.".encode() + body
-    digests = (hmac.digest(_key(part), content, hashlib.sha256) for part in secret.split())
-    return " ".join("v1," + base64.b64encode(digest).decode() for digest in digests)
+    ends_s = at_s if incident.state == "resolved" else at_s + ALERT_LASTS_S
+    return {
+        "labels": {
+            "alertname": "DriftlineIncident",
+            "incident": incident.id,
+            "model": incident.model,
+            "version": incident.version,
+            "severity": incident.severity,
+        },
+        "annotations": {
+            "summary": incident.title,
+            "description": incident.reason,
+            "cause": incident.cause,
+            "advice": _advice(incident),
+            "evidence": "\n".join(f"{_place(e)} {describe(e)}" for e in incident.evidence),
+        },
+        # Event time may be ahead of this clock, and an alert that ends before it starts is refused.
+        "startsAt": rfc3339(min(incident.onset_ms, at_s * 1_000)),
+        "endsAt": rfc3339(ends_s * 1_000),
+    }
+
+
+def teams_message(item: OutboxItem) -> dict[str, Any]:
+    """Body for a Teams workflow: an adaptive card. Names from outside stand in text runs, where nothing is markup."""
+    incident = item.incident
+    body: list[dict[str, Any]] = [
+        _run(f"{_state_word(item)}: {incident.title}", weight="Bolder", size="Medium"),
+        _run(incident.reason),
+        {"type": "Container", "items": [_fact(*fact) for fact in _facts(incident).items()]},
+        *(_run(line) for line in _lines(item, _SLACK_LINES)),
+        _run(f"incident {incident.id}", size="Small", isSubtle=True),
+    ]
+    card = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "msteams": {"width": "Full"},
+        "body": body,
+    }
+    attachment = {
+        "contentType": "application/vnd.microsoft.card.adaptive",
+        "contentUrl": None,
+        "content": card,
+    }
+    return {"type": "message", "attachments": [attachment]}
+
+
+def mail(item: OutboxItem, to: tuple[str, ...]) -> Mail:
+    """A mail of plain text; the mails of one incident are one thread."""
+    incident = item.incident
+    head = f"{_state_word(item)}: {incident.title}"
+    text = [incident.reason, ""]
+    text += [f"{name + ':':<10}{value}" for name, value in _facts(incident).items()]
+    lines = _lines(item, _PD_LINES)
+    text += ["", "Evidence", *lines] if lines else []
+    timeline = [f"{_clock(entry.at_ms)}  {entry.what}" for entry in incident.timeline]
+    text += ["", "Timeline", *timeline] if timeline else []
+    text += ["", f"incident {incident.id}"]
+    subject = " ".join(head.split())  # a title cannot begin a header of its own
+    return Mail(item.id, incident.id, to, _cut(subject, _SUBJECT), "\n".join(text) + "\n")
 
 
 def escaped(text: str, limit: int) -> str:
@@ -179,29 +207,38 @@ def escaped(text: str, limit: int) -> str:
     return "".join(kept) + "…"
 
 
-def _webhook(item: OutboxItem, target: WebhookTarget, resolve: Resolve, at_s: int) -> Request:
-    body = cloud_event(item)
-    headers = {
-        "content-type": "application/cloudevents+json",
-        "webhook-id": item.id,
-        "webhook-timestamp": str(at_s),
-        "webhook-signature": sign(resolve(target.secret), item.id, at_s, body),
+def _facts(incident: Incident) -> dict[str, str]:
+    facts = {
+        "Cause": incident.cause.replace("_", " "),
+        "Advice": _advice(incident),
+        "Since": _clock(incident.onset_ms),
+        "Found": _clock(incident.opened_ms),
     }
-    return Request(resolve(target.url), headers, body)
+    if incident.resolved_ms is not None:
+        facts["Resolved"] = _clock(incident.resolved_ms)
+    return facts
 
 
-def _json_request(url: str, body: Mapping[str, Any], webhook_id: str) -> Request:
-    headers = {"content-type": "application/json", "webhook-id": webhook_id}
-    return Request(url, headers, msgspec.json.encode(body))
+def _lines(item: OutboxItem, most: int) -> list[str]:
+    """The evidence while it is news."""
+    if item.transition == "resolved":
+        return []
+    evidence = item.incident.evidence
+    lines = [f"• {_place(e)} {describe(e)}" for e in evidence[:most]]
+    return [*lines, f"… and {len(evidence) - most} more"] if len(evidence) > most else lines
 
 
-def _key(secret: str) -> bytes:
-    if not secret.startswith("whsec_"):
-        return secret.encode()
-    try:
-        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        raise ValueError("the webhook secret starts with whsec_ but is not base64") from None
+def _run(text: str, **style: Any) -> dict[str, Any]:
+    run = {"type": "TextRun", "text": _cut(text, _TEAMS_TEXT), **style}
+    return {"type": "RichTextBlock", "inlines": [run]}
+
+
+def _fact(name: str, value: str) -> dict[str, Any]:
+    runs = [
+        {"type": "TextRun", "text": f"{name}  ", "weight": "Bolder"},
+        {"type": "TextRun", "text": _cut(value, _TEAMS_TEXT)},
+    ]
+    return {"type": "RichTextBlock", "inlines": runs, "spacing": "None"}
 
 
 def _state_word(item: OutboxItem) -> str:
@@ -234,11 +271,6 @@ def _mrkdwn(text: str) -> dict[str, Any]:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _rfc3339(at_ms: int) -> str:
-    at = datetime.fromtimestamp(at_ms / 1000, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _clock(at_ms: int) -> str:

@@ -327,6 +327,10 @@ class DispatcherSettings(_Group):
         default=(),
         description="Networks (CIDR, comma-separated) that webhooks may reach although they are not public.",
     )
+    ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) that are trusted beside the public ones, as of a cluster's API.",
+    )
     timeout_s: float = Field(default=10.0, gt=0, le=120, description="One delivery attempt.")
     max_age_s: float = Field(
         default=86_400.0,
@@ -340,6 +344,36 @@ class DispatcherSettings(_Group):
         for network in value:
             ipaddress.ip_network(network)  # its message names the network and what is wrong
         return value
+
+
+class EmailSettings(_Group):
+    """The server that takes mail for the dispatcher."""
+
+    server: str = Field(
+        default="", description="SMTP server as `host:port`; without one no mail is sent."
+    )
+    sender: str = Field(
+        default="driftline@localhost",
+        description="Address that mail comes from.",
+        pattern=r"^[^\s@<>]+@[^\s@<>]+$",
+    )
+    tls: Literal["starttls", "implicit", "none"] = Field(
+        default="starttls", description="`starttls` (587), `implicit` (465), or `none` on loopback."
+    )
+    username: str = Field(default="", description="User at the server; no log-in if empty.")
+    password: SecretStr = Field(default=SecretStr(""), description="Password at the server.")
+
+    @model_validator(mode="after")
+    def _server(self) -> Self:
+        if not self.server:
+            return self
+        match = _BROKER.fullmatch(self.server)
+        if match is None or not _is_port(match[1]):
+            raise ValueError("server: give it as host:port")
+        host = self.server.rpartition(":")[0]
+        if self.tls == "none" and not is_loopback(host):
+            raise ValueError("tls: none is for a server on this machine; use starttls or implicit")
+        return self
 
 
 class ApiSettings(_Group):
@@ -418,6 +452,7 @@ class Settings(BaseSettings):
     sink: SinkSettings = SinkSettings()
     evaluator: EvaluatorSettings = EvaluatorSettings()
     dispatcher: DispatcherSettings = DispatcherSettings()
+    email: EmailSettings = EmailSettings()
     api: ApiSettings = ApiSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from monitor.errors import ConfigError
+from monitor.targets import ActionTarget, NotifyTarget, fits
 
 _UNITS_MS: Final = {
     "ms": 1,
@@ -25,7 +26,6 @@ _UNITS_MS: Final = {
 MAX_DURATION_MS: Final = 3_660 * _UNITS_MS["d"]
 _DURATION: Final = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
 _KEY: Final = re.compile(r"[a-z_]{1,24}")  # how our own keys look; anything else is not quoted
-_SECRET: Final = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/\S+)")
 MAX_WINDOWS: Final = 8  # window sizes of a model: each costs an accumulator per segment
 MAX_SEGMENTS: Final = 8
 MAX_VECTORS: Final = 8  # embeddings and groups: each adds 2 KiB to a profile
@@ -61,24 +61,7 @@ def _duration(value: object) -> int:
         raise ValueError("give a duration such as 30s, 10m, 1h or 7d") from None
 
 
-def _secret(value: object) -> str:
-    if not isinstance(value, str) or _SECRET.fullmatch(value) is None:
-        # The value itself is never quoted: it may be the secret.
-        raise ValueError("give a reference, env:NAME or file:/path, not the secret itself")
-    return value
-
-
-def _address(value: object) -> str:
-    if isinstance(value, str) and _SECRET.fullmatch(value):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"https?://[^\s@]+", value):
-        return value
-    raise ValueError("give an http(s) address without user and password, or env:NAME or file:/path")
-
-
 Duration = Annotated[int, BeforeValidator(_duration), Field(gt=0, le=MAX_DURATION_MS)]
-SecretRef = Annotated[str, BeforeValidator(_secret)]
-Address = Annotated[str, BeforeValidator(_address)]
 
 
 class _Strict(BaseModel):
@@ -162,57 +145,9 @@ class LabelSpec(_Strict):
     expected_delay: Duration = 86_400_000
 
 
-class SlackTarget(_Strict):
-    """A Slack incoming webhook: its address is a secret."""
-
-    url: SecretRef
-
-
-class PagerDutyTarget(_Strict):
-    """A PagerDuty Events v2 integration. ``url`` is for a proxy or a test receiver."""
-
-    routing_key: SecretRef
-    url: Address = "https://events.pagerduty.com/v2/enqueue"
-
-
-class WebhookTarget(_Strict):
-    """A receiver of CloudEvents, signed per Standard Webhooks."""
-
-    url: Address
-    secret: SecretRef
-
-
-class NotifyTarget(_Strict):
-    """One target. ``name`` tells two of one kind apart; it defaults to the kind."""
-
-    name: str = Field(default="", max_length=64)
-    slack: SlackTarget | None = None
-    pagerduty: PagerDutyTarget | None = None
-    webhook: WebhookTarget | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(t is not None for t in (self.slack, self.pagerduty, self.webhook)) != 1:
-            raise ValueError("a notify entry has exactly one of slack, pagerduty and webhook")
-        return self
-
-    @property
-    def kind(self) -> Literal["slack", "pagerduty", "webhook"]:
-        """Which of the three it is."""
-        if self.slack is not None:
-            return "slack"
-        return "pagerduty" if self.pagerduty is not None else "webhook"
-
-    @property
-    def target(self) -> str:
-        """The name under which it stands in the outbox."""
-        return self.name or self.kind
-
-
-class ActionSpec(_Strict):
+class ActionSpec(ActionTarget):
     """A guarded action. It is off unless it stands in the spec; then a person approves it unless ``approval: auto``."""
 
-    webhook: WebhookTarget
     approval: Literal["manual", "auto"] = "manual"
     dry_run: bool = False
     cooldown: Duration = 86_400_000
@@ -224,6 +159,12 @@ class ActionsSpec(_Strict):
 
     retrain: ActionSpec | None = None
     rollback: ActionSpec | None = None
+
+    @model_validator(mode="after")
+    def _able(self) -> Self:
+        if self.retrain is not None and not fits(self.retrain, "retrain"):
+            raise ValueError(f"{self.retrain.kind} can roll back and cannot retrain")
+        return self
 
 
 class ModelSpec(_Strict):

@@ -40,7 +40,8 @@ from confluent_kafka import (
 )
 
 from alerting.courier import Courier
-from alerting.delivery import Sender, resolve_secret
+from alerting.delivery import Sender, resolve_secret, trust
+from alerting.mail import Mailer
 from monitor import metrics, wire
 from monitor.errors import IncompatibleError, TransientError
 from monitor.settings import Settings
@@ -79,10 +80,12 @@ class Dispatcher:
         config = consumer_config(self._kafka, f"{self._topics.prefix}dispatcher", logger)
         self._consumer = Consumer({**config, "enable.partition.eof": True})  # the watch has to know
         chosen = settings.dispatcher
-        self._sender = Sender(chosen.allowed_networks, chosen.timeout_s)
+        context = trust(chosen.ca_file)
+        self._sender = Sender(chosen.allowed_networks, chosen.timeout_s, context=context)
         self._courier = courier or Courier(
             spec_of=spec_of,
             sender=self._sender,
+            mailer=Mailer(settings.email, context, chosen.timeout_s),
             resolve=resolve_secret,
             clock_s=time.time,  # noqa: TID251  # an edge: ages and signatures are of the wall clock
             sleep=self._rest,

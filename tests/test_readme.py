@@ -17,6 +17,8 @@ import yaml
 
 from monitor import store as stores
 from monitor.environment import environment, load
+from monitor.spec import load_spec, parse_spec
+from monitor.targets import ActionTarget, NotifyTarget
 from streams.embedded.stack import Stack, embedded_stack
 
 ROOT = Path(__file__).parents[1]
@@ -142,16 +144,21 @@ def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Pa
 
 
 def test_vectors_in_the_readme_fit_into_a_spec() -> None:
-    from monitor.spec import parse_spec
-
     (block,) = (block for block in blocks("yaml") if "embedding" in block)
     parsed = parse_spec({"model": "churn", **yaml.safe_load(block)}, origin="README.md")
     assert parsed.multivariate == {"place": ("lat", "lon")}
 
 
-def test_the_yaml_in_the_readme_is_a_spec(tmp_path: Path) -> None:
-    from monitor.spec import load_spec
+def test_every_target_of_notifications_and_actions_is_in_the_readme() -> None:
+    (block,) = (block for block in blocks("yaml") if "actions:" in block)
+    parsed = parse_spec(yaml.safe_load(block), origin="README.md")
+    told = {target.kind for target in parsed.notify}
+    assert told == NotifyTarget.model_fields.keys() - {"name"}
+    rows = set(re.findall(r"^\| `([a-z_]+)`", README, re.MULTILINE))
+    assert rows >= ActionTarget.model_fields.keys()
 
+
+def test_the_yaml_in_the_readme_is_a_spec(tmp_path: Path) -> None:
     (block,) = (block for block in blocks("yaml") if block.startswith("# churn.yaml"))
     file = tmp_path / "churn.yaml"
     file.write_text(block)

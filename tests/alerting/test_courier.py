@@ -10,7 +10,7 @@ import pytest
 
 from alerting.courier import LONGEST_WAIT_S, Courier
 from alerting.delivery import Attempt, Outcome
-from alerting.payloads import Request
+from alerting.requests import Mail, Request
 from monitor.spec import ModelSpec
 from monitor.wire import OutboxItem
 from tests.alerting.builders import MODEL, judged, labels, run, spec
@@ -51,12 +51,26 @@ class World:
         return Courier(
             spec_of=lambda _: self.model,
             sender=self,
+            mailer=Mailbox(self),
             resolve=self.resolve,
             clock_s=lambda: self.now_s,
             sleep=self.sleep,
             rng=np.random.default_rng(1),
             max_age_s=max_age_s,
         )
+
+
+@dataclass
+class Mailbox:
+    """Takes mail as the world's receiver takes requests."""
+
+    world: World
+    mails: list[Mail] = field(default_factory=list)
+
+    async def send(self, mail: Mail, at_s: float) -> Attempt:
+        assert at_s == self.world.now_s
+        self.mails.append(mail)
+        return DONE
 
 
 def items() -> dict[str, OutboxItem]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,11 @@ from alerting.delivery import (
     is_allowed,
     parse_retry_after,
     resolve_secret,
+    trust,
 )
-from alerting.payloads import Request
+from alerting.requests import Request
+from monitor.errors import ConfigError
+from tests.alerting.tls import authority
 
 LOOPBACK = ("127.0.0.0/8",)
 PLANTED = "planted-secret"
@@ -162,6 +166,87 @@ async def test_tls_asks_for_the_name_and_not_for_the_pinned_address() -> None:
         await sender.close()
     assert attempt.outcome is Outcome.RETRY
     assert b"hooks.example" in hello[0]
+
+
+@pytest.mark.parametrize(
+    ("vouched", "called", "outcome", "detail"),
+    [
+        ("hooks.example", "hooks.example", Outcome.DELIVERED, "status 200"),
+        ("other.example", "hooks.example", Outcome.RETRY, "connection failed (ConnectError)"),
+    ],
+)
+async def test_a_private_authority_is_trusted_for_the_names_that_it_vouches_for(
+    vouched: str, called: str, outcome: Outcome, detail: str, tmp_path: Path
+) -> None:
+    ca, context = authority(tmp_path, vouched)
+    heads: list[bytes] = []
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(reply("200 OK"))
+        await writer.drain()
+        writer.close()
+
+    async def lookup(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async with await asyncio.start_server(one, "127.0.0.1", 0, ssl=context) as running:
+        port = running.sockets[0].getsockname()[1]
+        request = Request(f"https://{called}:{port}/{PLANTED}", {}, b"", repeatable=False)
+        for trusted in (trust(ca), trust()):
+            sender = Sender(LOOPBACK, 2.0, lookup, trusted)
+            attempt = await sender.send(request)
+            await sender.close()
+            assert attempt == Attempt(outcome, detail)
+            outcome, detail = Outcome.RETRY, "connection failed (ConnectError)"
+    assert len(heads) == (vouched == called), "nothing is said to who is not the right one"
+
+
+def test_a_file_without_certificates_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    for path in (tmp_path / "ca.pem", tmp_path / "absent"):
+        with pytest.raises(ConfigError, match="holds no certificates"):
+            trust(path)
+
+
+async def ask(url: str, **of: Any) -> Attempt:
+    sender = Sender(LOOPBACK, 0.5)
+    try:
+        return await sender.send(Request(url, {}, b"{}", **of))
+    finally:
+        await sender.close()
+
+
+async def test_the_method_is_the_requests_own_and_some_statuses_say_that_it_was_done_before() -> (
+    None
+):
+    async with server(reply("409 Conflict")) as (url, heads):
+        done = await ask(url, method="PATCH", done=frozenset({409}))
+        refused = await ask(url)
+    assert done == Attempt(Outcome.DELIVERED, "status 409: was taken before")
+    assert refused.outcome is Outcome.REFUSED
+    assert [head.split()[0] for head in heads] == [b"PATCH", b"POST"]
+
+
+async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(1.0)
+
+
+async def test_what_may_have_been_taken_is_not_sent_twice_to_who_cannot_tell() -> None:
+    lost: list[bytes | Serve] = [hang, b"", b"nonsense\r\n\r\n", reply("500 Oh"), reply("504 Late")]
+    for answer in lost:
+        async with server(answer) as (url, _):
+            assert (await ask(url, repeatable=True)).outcome is Outcome.RETRY
+            attempt = await ask(url, repeatable=False)
+            assert attempt.outcome is Outcome.UNKNOWN
+            assert "may have been taken, and is not sent twice" in attempt.detail
+
+
+async def test_what_was_not_taken_is_sent_again_to_anybody() -> None:
+    for answer in (reply("429 Slow", "retry-after: 7"), reply("503 Busy")):
+        async with server(answer) as (url, _):
+            assert (await ask(url, repeatable=False)).outcome is Outcome.RETRY
+    assert (await ask("http://127.0.0.1:1/", repeatable=False)).outcome is Outcome.RETRY
 
 
 async def test_a_redirect_is_not_followed_even_to_a_place_that_may_be_called() -> None:

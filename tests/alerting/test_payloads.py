@@ -10,15 +10,22 @@ import pytest
 from hypothesis import given
 
 from alerting.payloads import (
-    MAX_WEBHOOK_BYTES,
-    build,
-    cloud_event,
+    alert,
     escaped,
+    notification,
     pagerduty_event,
-    sign,
     slack_message,
+    teams_message,
 )
-from monitor.spec import NotifyTarget, WebhookTarget
+from alerting.requests import (
+    MAX_WEBHOOK_BYTES,
+    Mail,
+    Request,
+    cloud_event,
+    sign,
+    signed_webhook,
+)
+from monitor.targets import NotifyTarget, WebhookTarget
 from monitor.wire import (
     Advice,
     Evidence,
@@ -36,10 +43,17 @@ KEYS = {
     "env:SLACK": "https://hooks.slack.com/services/T/B/X",
     "env:PD": "a" * 32,
     "env:HOOK": SECRET,
+    "env:TEAMS": "https://prod-1.westeurope.logic.azure.com/workflows/x",
+    "env:AM": "am-token",
 }
 NOW = 1_700_000_000
 SLACK = NotifyTarget.model_validate({"slack": {"url": "env:SLACK"}})
 PAGERDUTY = NotifyTarget.model_validate({"pagerduty": {"routing_key": "env:PD"}})
+TEAMS = NotifyTarget.model_validate({"teams": {"url": "env:TEAMS"}})
+ALERTMANAGER = NotifyTarget.model_validate(
+    {"alertmanager": {"url": "https://am.example/prefix/", "token": "env:AM"}}
+)
+EMAIL = NotifyTarget.model_validate({"email": {"to": ["a@example.com", "b@example.com"]}})
 HOOK = WebhookTarget(url="https://ci.example/retrain", secret="env:HOOK")
 
 
@@ -73,8 +87,16 @@ def item(
     return OutboxItem("a" * 32, "target", action, transition, incident)
 
 
+def sent(of: OutboxItem, target: NotifyTarget | WebhookTarget, at_s: int = NOW) -> Request:
+    if isinstance(target, WebhookTarget):
+        return signed_webhook(of, target, resolve, at_s)
+    request = notification(of, target, resolve, at_s=at_s)
+    assert isinstance(request, Request)
+    return request
+
+
 def accepted(path: str, of: OutboxItem, target: NotifyTarget | WebhookTarget) -> str:
-    request = build(of, target, resolve, at_s=NOW)
+    request = sent(of, target)
     answer = judge(path, request.headers, request.body, secret=SECRET, now_s=NOW)
     assert answer.problem is None
     return answer.summary
@@ -126,7 +148,7 @@ def test_pagerduty_gets_one_key_for_the_whole_incident() -> None:
 
 
 def test_a_retry_sends_the_same_bytes_under_the_same_id_with_the_time_of_the_attempt() -> None:
-    first, second = (build(item(), HOOK, resolve, at_s=NOW + i) for i in (0, 60))
+    first, second = (sent(item(), HOOK, NOW + i) for i in (0, 60))
     assert first.body == second.body
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == "a" * 32
     assert first.headers["webhook-timestamp"] != second.headers["webhook-timestamp"]
@@ -153,11 +175,80 @@ def test_two_secrets_sign_twice_during_a_rotation_and_a_broken_one_is_not_quoted
 
 
 def test_a_request_shows_neither_address_nor_key() -> None:
-    shown = repr(build(item(), SLACK, resolve, at_s=NOW)) + repr(
-        build(item(), PAGERDUTY, resolve, at_s=NOW)
-    )
+    shown = repr(sent(item(), SLACK)) + repr(sent(item(), PAGERDUTY))
     assert "hooks.slack.com" not in shown
     assert "aaaa" not in shown
+
+
+def texts(value: object) -> list[str]:
+    """Every text of a card, with the kind of element that shows it."""
+    if isinstance(value, dict):
+        return [
+            *([f"{value['type']}:{value['text']}"] if "text" in value else []),
+            *(text for inner in value.values() for text in texts(inner)),
+        ]
+    return [text for inner in value for text in texts(inner)] if isinstance(value, list) else []
+
+
+def test_a_card_of_teams_has_everything_in_text_runs_where_nothing_is_markup() -> None:
+    nasty = "[click](https://evil.example) **bold** <at>everyone</at>"
+    of = item(title=nasty, feature=nasty)
+    message = msgspec.json.decode(sent(of, TEAMS).body)
+    assert (message["type"], set(message)) == ("message", {"type", "attachments"})
+    (attachment,) = message["attachments"]
+    assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
+    card = attachment["content"]
+    assert (card["type"], card["version"]) == ("AdaptiveCard", "1.4")
+    said = texts(card["body"])
+    assert {text.partition(":")[0] for text in said} == {"TextRun"}
+    assert any(nasty in text for text in said)
+    assert any("fix data (retrain blocked)" in text for text in said)
+
+
+def test_a_card_stays_below_what_teams_takes() -> None:
+    of = item(title="ß" * 20_000, feature="<" * 5_000, evidence=20)
+    assert len(msgspec.json.encode(teams_message(of))) < 28_000
+
+
+def test_an_alert_is_known_by_what_does_not_change_and_lasts_until_it_is_sent_again() -> None:
+    request = sent(item(), ALERTMANAGER)
+    assert request.url == "https://am.example/prefix/api/v2/alerts"
+    assert request.headers["authorization"] == "Bearer am-token"
+    (found,) = msgspec.json.decode(request.body)
+    assert found["labels"] == {
+        "alertname": "DriftlineIncident",
+        "incident": "f" * 32,
+        "model": MODEL,
+        "version": "7",
+        "severity": "error",
+    }
+    assert found["annotations"]["cause"] == "pipeline_fault"
+    assert found["annotations"]["advice"] == "fix data (retrain blocked)"
+    assert found["endsAt"] == "2023-11-14T22:18:20.000Z"  # five minutes after NOW
+    over = alert(item("resolved", state="resolved").incident, NOW)
+    assert over["labels"] == found["labels"]
+    assert over["endsAt"] == "2023-11-14T22:13:20.000Z"
+    assert over["startsAt"] <= over["endsAt"]
+
+
+def test_an_incident_whose_time_is_ahead_of_this_clock_starts_now() -> None:
+    made = alert(item().incident, START // 1_000 - 86_400)
+    assert made["startsAt"] < made["endsAt"]
+
+
+def test_a_mail_is_plain_text_and_a_title_cannot_begin_a_header() -> None:
+    mail = notification(item(title="late\r\nBcc: all@example.com"), EMAIL, resolve, at_s=NOW)
+    assert isinstance(mail, Mail)
+    assert (mail.id, mail.thread) == ("a" * 32, "f" * 32)
+    assert mail.to == ("a@example.com", "b@example.com")
+    assert mail.subject == "🟠 Firing: late Bcc: all@example.com"
+    assert "Cause:    pipeline fault\n" in mail.text
+    assert "Advice:   fix data (retrain blocked)\n" in mail.text
+    assert "• wind_speed (7 at origin=EWR): 97 % of values are missing (limit 1 %)\n" in mail.text
+    over = notification(item("resolved", state="resolved"), EMAIL, resolve, at_s=NOW)
+    assert isinstance(over, Mail)
+    assert "Evidence" not in over.text
+    assert over.subject.startswith("✅ Resolved: ")
 
 
 @given(st.text(), st.integers(min_value=1, max_value=60))

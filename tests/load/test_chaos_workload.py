@@ -187,6 +187,7 @@ def test_the_specs_send_to_the_receiver_and_ask_nobody() -> None:
         assert webhook is not None
         assert action is not None
         assert webhook.url == "http://127.0.0.1:8123/notify"
+        assert action.webhook is not None
         assert action.webhook.url == "http://127.0.0.1:8123/rollback"
         assert action.approval == "auto"
         assert webhook.secret == f"env:{workload.SECRET_VARIABLE}"

@@ -1,0 +1,308 @@
+"""Where notifications and actions go, as a model's spec names it: addresses and references to secrets, never a secret.
+
+Each target names its receiver's own terms. What is sent there is ``alerting.payloads`` and ``alerting.pipelines``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_SECRET: Final = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/\S+)")
+_MAILBOX: Final = re.compile(r"[^\s@<>(),;:\"\[\]]+@[A-Za-z0-9.-]+")
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
+PLACEHOLDERS: Final = frozenset(
+    {
+        "action",
+        "advice",
+        "cause",
+        "incident",
+        "key",
+        "model",
+        "onset",
+        "rollback_to",
+        "severity",
+        "title",
+        "version",
+    }
+)
+"""What a template may hold in braces; ``key`` is the idempotency key."""
+
+
+def is_reference(value: object) -> bool:
+    """Whether a text names a secret instead of being one."""
+    return isinstance(value, str) and _SECRET.fullmatch(value) is not None
+
+
+def _secret(value: object) -> str:
+    if not isinstance(value, str) or not is_reference(value):
+        # The value itself is never quoted: it may be the secret.
+        raise ValueError("give a reference, env:NAME or file:/path, not the secret itself")
+    return value
+
+
+def _address(value: object) -> str:
+    if isinstance(value, str) and is_reference(value):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"https?://[^\s@]+", value):
+        return value
+    raise ValueError("give an http(s) address without user and password, or env:NAME or file:/path")
+
+
+def _mailbox(value: object) -> str:
+    if isinstance(value, str) and _MAILBOX.fullmatch(value):
+        return value
+    raise ValueError("give an address such as ml-team@example.com")
+
+
+SecretRef = Annotated[str, BeforeValidator(_secret)]
+Address = Annotated[str, BeforeValidator(_address)]
+Mailbox = Annotated[str, BeforeValidator(_mailbox)]
+Name = Annotated[str, Field(pattern=_NAME, max_length=253)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SlackTarget(_Strict):
+    """A Slack incoming webhook: its address is a secret."""
+
+    url: SecretRef
+
+
+class TeamsTarget(_Strict):
+    """A Microsoft Teams workflow that starts "when a Teams webhook request is received": its address is a secret."""
+
+    url: SecretRef
+
+
+class PagerDutyTarget(_Strict):
+    """A PagerDuty Events v2 integration. ``url`` is for a proxy or a test receiver."""
+
+    routing_key: SecretRef
+    url: Address = "https://events.pagerduty.com/v2/enqueue"
+
+
+class AlertmanagerTarget(_Strict):
+    """A Prometheus Alertmanager, by the address under which its page is served; ``token`` is for a proxy before it."""
+
+    url: Address
+    token: SecretRef | None = None
+
+
+class EmailTarget(_Strict):
+    """People who get mail; the server that sends it is a setting (``DRIFTLINE_EMAIL__SERVER``)."""
+
+    to: tuple[Mailbox, ...] = Field(min_length=1, max_length=50)
+
+
+class WebhookTarget(_Strict):
+    """A receiver of CloudEvents, signed per Standard Webhooks."""
+
+    url: Address
+    secret: SecretRef
+
+
+class AirflowTarget(_Strict):
+    """A DAG of Apache Airflow 3. ``token`` is a JWT of its API; ``conf`` is given to the run beside what happened."""
+
+    url: Address
+    dag: str = Field(pattern=r"^[A-Za-z0-9_.~-]+$", max_length=250)
+    token: SecretRef
+    conf: dict[str, Any] = Field(default_factory=dict, max_length=32)
+
+
+class ArgoWorkflowsTarget(_Strict):
+    """A WorkflowTemplate of Argo Workflows; its arguments get ``parameters`` beside what happened, if it declares them."""
+
+    url: Address
+    namespace: Name
+    template: Name
+    token: SecretRef
+    parameters: tuple[Literal["model", "version", "incident", "cause", "onset"], ...] = ("model",)
+
+
+class GitHubTarget(_Strict):
+    """A workflow of GitHub Actions that starts on ``repository_dispatch``. ``token`` may write the repository's contents."""
+
+    repository: str = Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=200)
+    token: SecretRef
+    event_type: str = Field(default="", max_length=100)  # driftline-retrain, driftline-rollback
+    url: Address = "https://api.github.com"
+
+
+class MLflowTarget(_Strict):
+    """An alias of MLflow's model registry that is moved back to the good version. ``name`` defaults to the model's."""
+
+    url: Address
+    alias: str = Field(default="champion", min_length=1, max_length=255)
+    name: str = Field(default="", max_length=255)
+    token: SecretRef | None = None
+
+
+class ArgoRolloutsTarget(_Strict):
+    """A Rollout of Argo Rollouts that is aborted, by the address of the Kubernetes API."""
+
+    url: Address
+    namespace: Name
+    rollout: Name
+    token: SecretRef
+
+
+class KServeTarget(_Strict):
+    """An InferenceService of KServe whose canary gets no more traffic, by the address of the Kubernetes API."""
+
+    url: Address
+    namespace: Name
+    service: Name
+    token: SecretRef
+
+
+class HttpTarget(_Strict):
+    """Any address. ``{model}`` and the like in the path and in the texts of ``body`` are filled in, each escaped for its place.
+
+    A receiver that is not ``idempotent`` is called once where nobody can say whether the first call was taken.
+    """
+
+    url: Address
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
+    headers: dict[str, str] = Field(default_factory=dict, max_length=16)
+    body: dict[str, Any] | None = None
+    token: SecretRef | None = None  # sent as Authorization: Bearer
+    idempotent: bool = False
+
+    @model_validator(mode="after")
+    def _templates(self) -> Self:
+        if not is_reference(self.url) and "{" in urlsplit(self.url).netloc:
+            raise ValueError("the host of an address is fixed: placeholders stand behind it")
+        for text in (self.url, *_texts(self.body)):
+            for name in PLACEHOLDER.findall(text):
+                if name not in PLACEHOLDERS:
+                    raise ValueError(f"placeholders are {', '.join(sorted(PLACEHOLDERS))}")
+        for name, value in self.headers.items():
+            if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
+                raise ValueError("a header is a name of letters, digits and dashes, and one line")
+            if name.lower() in ("authorization", "host", "content-length"):
+                raise ValueError("give authorization as token; host and length are not yours")
+        return self
+
+
+Notified: TypeAlias = (
+    SlackTarget | TeamsTarget | PagerDutyTarget | AlertmanagerTarget | EmailTarget | WebhookTarget
+)
+Acting: TypeAlias = (
+    WebhookTarget
+    | AirflowTarget
+    | ArgoWorkflowsTarget
+    | GitHubTarget
+    | MLflowTarget
+    | ArgoRolloutsTarget
+    | KServeTarget
+    | HttpTarget
+)
+
+
+class NotifyTarget(_Strict):
+    """One target. ``name`` tells two of one kind apart; it defaults to the kind."""
+
+    name: str = Field(default="", max_length=64)
+    slack: SlackTarget | None = None
+    teams: TeamsTarget | None = None
+    pagerduty: PagerDutyTarget | None = None
+    alertmanager: AlertmanagerTarget | None = None
+    email: EmailTarget | None = None
+    webhook: WebhookTarget | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, "a notify entry")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of them it is."""
+        return _given(self)[0]
+
+    @property
+    def chosen(self) -> Notified:
+        """The one that is given."""
+        found: Notified = getattr(self, self.kind)
+        return found
+
+    @property
+    def target(self) -> str:
+        """The name under which it stands in the outbox."""
+        return self.name or self.kind
+
+
+_EITHER: Final = frozenset({"webhook", "airflow", "argo_workflows", "github", "http"})
+_ROLLBACK: Final = frozenset({"mlflow", "argo_rollouts", "kserve"})
+
+
+class ActionTarget(_Strict):
+    """What carries an action out."""
+
+    webhook: WebhookTarget | None = None
+    airflow: AirflowTarget | None = None
+    argo_workflows: ArgoWorkflowsTarget | None = None
+    github: GitHubTarget | None = None
+    mlflow: MLflowTarget | None = None
+    argo_rollouts: ArgoRolloutsTarget | None = None
+    kserve: KServeTarget | None = None
+    http: HttpTarget | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, "an action")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of them it is."""
+        return _given(self)[0]
+
+    @property
+    def chosen(self) -> Acting:
+        """The one that is given."""
+        found: Acting = getattr(self, self.kind)
+        return found
+
+
+def _given(target: NotifyTarget | ActionTarget) -> list[str]:
+    return [name for name in _kinds(target) if getattr(target, name) is not None]
+
+
+def _kinds(target: NotifyTarget | ActionTarget) -> list[str]:
+    base = ActionTarget if isinstance(target, ActionTarget) else NotifyTarget
+    return [name for name in base.model_fields if name != "name"]
+
+
+def _exactly_one(target: NotifyTarget | ActionTarget, what: str) -> None:
+    if len(_given(target)) != 1:
+        *some, last = _kinds(target)
+        raise ValueError(f"{what} has exactly one of {', '.join(some)} and {last}")
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+Retrains: TypeAlias = Literal["retrain", "rollback"]
+
+
+def fits(target: ActionTarget, action: Retrains) -> bool:
+    """Whether a target can carry out an action: what only moves traffic or an alias back cannot retrain."""
+    return target.kind in _EITHER or (action == "rollback" and target.kind in _ROLLBACK)
