@@ -3,7 +3,8 @@
 The protocol; the numbers stand in the code:
 
 1. *Remember.* When a partition of ``outbox`` is assigned, the same partition of ``deliveries`` is read to its end: what
-   is recorded there is done and is never sent again.
+   is recorded there is done and is never sent again. So is that of ``outbox``: what fires there is renewed at Alertmanager
+   (``streams.standing``).
 2. *Queue.* Each item goes to the lane of its model and target. A lane sends one item after the other, so that "resolved" never
    overtakes "fired", and a receiver that is down delays nobody else.
 3. *Send*, with retries, until it is delivered, refused or too old. No attempt begins for a partition that has moved. A
@@ -23,8 +24,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -53,13 +55,16 @@ from streams.deadletter import dead_letter
 from streams.health import Watch, watching
 from streams.lanes import Lanes, Task
 from streams.registry import Registry
+from streams.standing import EVERY_S, Firing, Standing, firing_in
 
 logger = logging.getLogger(__name__)
 
 STAGE: Final = "dispatcher"
 MAX_PENDING: Final = 2_000  # ~5 KB each: 10 MB
 _BATCH: Final = 100
+_MANY: Final = 1_000
 _POLL_S: Final = 0.2
+_FETCH_MS: Final = 20  # a reader that is at the end is told so at once
 _TIMEOUT_S: Final = 10.0
 
 
@@ -93,6 +98,9 @@ class Dispatcher:
             max_age_s=chosen.max_age_s,
             attempted=metrics.DELIVERY_ATTEMPTS.inc,
         )
+        self._standing = Standing(
+            spec_of, self._courier.sender, self._courier.resolve, self._courier.clock_s
+        )
         self._lanes = Lanes(self._courier.deliver, self._record, self._certain)
         # Within a third of its session a member that says nothing loses nothing.
         self._silence_s = self._kafka.session_timeout_ms / 3_000
@@ -109,6 +117,7 @@ class Dispatcher:
             TransientError: the broker did not take a record, or did not answer.
         """
         loop = asyncio.get_running_loop()
+        renewing = asyncio.create_task(self._renew())
         # librdkafka's calls block: one thread for the consumer keeps its callbacks in order.
         with ThreadPoolExecutor(1, "outbox") as thread:
             self._consumer.subscribe(
@@ -128,13 +137,22 @@ class Dispatcher:
                     for message in messages:
                         self._take(message)
                     await loop.run_in_executor(thread, self._commit, self._lanes.positions())  # 5.
+                    if renewing.done():
+                        renewing.result()  # a defect of ours ends the process, as elsewhere
                     metrics.OUTBOX_PENDING.set(self._lanes.pending)
                     metrics.turned("dispatcher")
                     self._tell()
             finally:
+                renewing.cancel()
                 await self._lanes.stop()
                 await loop.run_in_executor(thread, self._close)
                 await self._sender.close()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            await self._certain()
+            await self._standing.send()
 
     def _tell(self) -> None:
         """What is read counts, not what is committed: an item may wait a day for its receiver."""
@@ -194,10 +212,12 @@ class Dispatcher:
                 gained.append(partition)
             else:
                 self._lanes.revoke(partition)
+                self._standing.revoke(partition)
                 gained = [other for other in gained if other != partition]
-        done = await asyncio.gather(*(asyncio.to_thread(self._delivered, p) for p in gained))  # 1.
-        for partition, delivered in zip(gained, done, strict=True):
+        known = await asyncio.gather(*(asyncio.to_thread(self._recall, p) for p in gained))  # 1.
+        for partition, (delivered, firing) in zip(gained, known, strict=True):
             self._lanes.assign(partition, delivered)
+            self._standing.assign(partition, firing)
 
     def _take(self, message: Message) -> None:
         error = message.error()
@@ -221,6 +241,7 @@ class Dispatcher:
             return
         kind, at_ms = message.timestamp()
         asked_s = self._courier.clock_s() if kind == TIMESTAMP_NOT_AVAILABLE else at_ms / 1000
+        self._standing.note(partition, item)
         self._lanes.put(Task(item, partition, offset, asked_s))  # 2.
 
     def _bury(self, message: Message, detail: str) -> None:
@@ -279,29 +300,38 @@ class Dispatcher:
             return
         self._committed |= moved
 
-    def _delivered(self, partition: int) -> set[str]:
-        """Ids of the items of a partition that are done, read from ``deliveries`` to its end.
+    def _recall(self, partition: int) -> tuple[set[str], Firing]:
+        """Of a partition: ids of the items that are done, and what fires."""
+        done = {
+            (message.key() or b"").decode("ascii", "replace")
+            for message in self._all(self._topics.deliveries, partition)
+        }
+        return done, firing_in(self._asked(partition))
 
-        The end is the broker's word in a fetch: the embedded broker's ListOffsets understates it.
-        """
+    def _asked(self, partition: int) -> Iterator[OutboxItem]:
+        for message in self._all(self._topics.outbox, partition):
+            with suppress(IncompatibleError):  # buried where it is taken
+                item = wire.decode(message.value() or b"")
+                if isinstance(item, OutboxItem):
+                    yield item
+
+    def _all(self, topic: str, partition: int) -> Iterator[Message]:
+        """The messages of a partition up to its end, which is the broker's word in a fetch: the embedded broker's ListOffsets understates it."""
         config = consumer_config(self._kafka, f"{self._topics.prefix}dispatcher.reader", logger)
-        reader = Consumer({**config, "enable.partition.eof": True})
-        reader.assign([TopicPartition(self._topics.deliveries, partition, OFFSET_BEGINNING)])
-        found: set[str] = set()
+        reader = Consumer({**config, "enable.partition.eof": True, "fetch.wait.max.ms": _FETCH_MS})
+        reader.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
         heard = time.monotonic()
         try:
             while time.monotonic() - heard < _TIMEOUT_S:
-                for message in reader.consume(
-                    1_000, _POLL_S
-                ):  # waits for all 1,000, or for its time
+                for message in reader.consume(_MANY, _POLL_S):  # waits for all, or for its time
                     heard = time.monotonic()
                     error = message.error()
                     if error is None:
-                        found.add((message.key() or b"").decode("ascii", "replace"))
+                        yield message
                     elif error.code() == KafkaError._PARTITION_EOF:
-                        return found
+                        return
                     else:
-                        raise TransientError(f"{self._topics.deliveries}: {error.str()}")
+                        raise TransientError(f"{topic}: {error.str()}")
             raise TransientError(f"the broker at {self._kafka.bootstrap} does not answer")
         finally:
             reader.close()

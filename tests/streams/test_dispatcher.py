@@ -11,9 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from msgspec.structs import replace
 from typing_extensions import override
 
 from monitor import wire
@@ -24,9 +27,11 @@ from monitor.wire import Delivery, OutboxItem
 from streams import clients, dispatcher, models, topics, wiring
 from streams.demo.receiver import Receiver
 from streams.dispatcher import Dispatcher
+from streams.embedded.supervisor import free_port
 from streams.lanes import Lanes, Progress, Task
 from streams.models import Model
 from tests.alerting.builders import MODEL
+from tests.alerting.managers import alertmanager, known, needs_alertmanager, receiver, wait_for
 from tests.alerting.test_notify import FALLING, deliver
 from tests.streams.threads import in_thread
 
@@ -207,7 +212,7 @@ async def test_an_outcome_that_cannot_be_recorded_ends_the_dispatcher() -> None:
 class Stack:
     """Topics of its own on a broker, a receiver, and a model that names it."""
 
-    def __init__(self, address: str, receiver: Receiver) -> None:
+    def __init__(self, address: str, receiver: Receiver, *more: dict[str, Any]) -> None:
         self.receiver = receiver
         self.settings = Settings(
             kafka=KafkaSettings(
@@ -229,6 +234,7 @@ class Stack:
                 "notify": [
                     {"slack": {"url": "env:SLACK"}},
                     {"pagerduty": {"routing_key": "env:PD", "url": f"{receiver.url}/pagerduty"}},
+                    *more,
                 ],
                 "actions": {"retrain": {"webhook": hook, "approval": "auto"}},
             },
@@ -343,3 +349,33 @@ def test_each_item_reaches_its_receiver_and_a_kill_before_the_record_costs_one_r
     assert SECRET not in shown
     assert "p" * 32 not in shown
     assert f"{stack.receiver.url}/slack" not in shown
+
+
+@needs_alertmanager
+@pytest.mark.timeout(120)
+def test_what_fires_is_renewed_by_whoever_holds_its_partition_after_alertmanager_forgot_it(
+    embedded_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "EVERY_S", 0.5)
+    port = free_port()  # the same before and after: the address is in the spec
+    target = {"alertmanager": {"url": f"http://127.0.0.1:{port}/am"}}
+    with receiver() as (tells, _), Receiver(SECRET, clock=time.time) as other:
+        stack = Stack(embedded_broker, other, target)
+        fired = next(i for i in asked(stack.spec) if i.target == "alertmanager")
+        ended = replace(fired.incident, state="resolved")
+        over = replace(fired, id="0" * 32, transition="resolved", incident=ended)
+        stack.put(wire.encode(fired))
+        with alertmanager(tmp_path / "one", tells, port) as url, stack.running(dispatcher.run):
+            wait_for(lambda: known(url).keys() == {fired.incident.id}, lambda: known(url))
+            assert len(stack.wait_recorded(1)) == 1
+        with alertmanager(tmp_path / "two", tells, port) as url:
+            assert known(url) == {}
+            with stack.running(dispatcher.run):
+                wait_for(lambda: known(url).keys() == {fired.incident.id}, lambda: known(url))
+                stack.put(wire.encode(over))
+                wait_for(lambda: known(url) == {}, lambda: known(url))
+                time.sleep(1.5)
+                assert known(url) == {}, "what is over is not renewed"
+        assert [d.outcome for d in stack.deliveries()] == ["delivered"] * 2, (
+            "renewals are no deliveries"
+        )
