@@ -97,10 +97,11 @@ def command(book: Book, order: Command) -> tuple[Book, tuple[Change, ...]]:
     if entry is None or order.model != book.model:
         return book, ()
     action = entry.incident.advice
+    transition: Transition | None = None
     match order.kind:
         case "acknowledge" if entry.incident.acknowledged_by is None:
             incident = replace(entry.incident, acknowledged_by=order.author)
-            told = replace(entry, incident=incident)
+            told, transition = replace(entry, incident=incident), "acknowledged"
         case "silence" if order.until_ms is not None and order.until_ms != entry.silenced_until_ms:
             told = replace(entry, silenced_until_ms=order.until_ms)
         case "approve" if action not in entry.approved:
@@ -112,7 +113,7 @@ def command(book: Book, order: Command) -> tuple[Book, tuple[Change, ...]]:
     what = f"{order.kind} by {order.author}" + (f": {order.comment}" if order.comment else "")
     book = book.copy()
     book.open[order.incident_id] = told = noted(told, order.at_ms, what)
-    return book, (Change(None, told),)
+    return book, (Change(transition, told),)
 
 
 def _remember(book: Book, message: Verdicts, rules: Rules) -> Book | None:

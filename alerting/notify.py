@@ -27,12 +27,13 @@ _MEMORY: Final = 256
 
 
 class NotifyReason(Enum):
-    """Why a change of an incident is told, or is not. The first three are told."""
+    """Why a change of an incident is told, or is not. The first four are told."""
 
     FIRST_FIRING = "first_firing"
     CAUSE_CHANGED = "cause_changed"
     RESOLVED = "resolved"
-    NO_TRANSITION = "no_transition"  # more evidence, or an acknowledgement: nobody is woken for it
+    ACKNOWLEDGED = "acknowledged"  # to who keeps waking people until somebody has
+    NO_TRANSITION = "no_transition"  # more evidence: nobody is woken for it
     NOT_FIRING = "not_firing"
     ALREADY_TOLD = "already_told"
     NEVER_TOLD = "never_told"  # the end of what nobody heard of: it was silenced from the start
@@ -45,8 +46,16 @@ class NotifyReason(Enum):
 
 
 _TELLING: Final = frozenset(
-    {NotifyReason.FIRST_FIRING, NotifyReason.CAUSE_CHANGED, NotifyReason.RESOLVED}
+    {
+        NotifyReason.FIRST_FIRING,
+        NotifyReason.CAUSE_CHANGED,
+        NotifyReason.RESOLVED,
+        NotifyReason.ACKNOWLEDGED,
+    }
 )
+_TOLD_OF_PEOPLE: Final = frozenset(
+    {"pagerduty", "webhook"}
+)  # the others show it to people who know
 
 
 class ActionDecision(Enum):
@@ -97,18 +106,28 @@ def decide_notification(change: Change, told: Sequence[str], *, silenced: bool) 
         return NotifyReason.NO_TRANSITION
     if told_key(transition, incident) in told:
         return NotifyReason.ALREADY_TOLD
-    if silenced:
+    reason = _news(transition, incident, told)
+    # An end wakes nobody, and without it the receiver would show the incident for ever.
+    if silenced and reason.tells and reason is not NotifyReason.RESOLVED:
         return NotifyReason.SILENCED
+    return reason
+
+
+def _news(transition: Transition, incident: Incident, told: Sequence[str]) -> NotifyReason:
+    if transition in ("resolved", "acknowledged") and not told:
+        return NotifyReason.NEVER_TOLD
     if transition == "resolved":
-        return NotifyReason.RESOLVED if told else NotifyReason.NEVER_TOLD
+        return NotifyReason.RESOLVED
     if incident.state != "firing":
         return NotifyReason.NOT_FIRING
+    if transition == "acknowledged":
+        return NotifyReason.ACKNOWLEDGED
     return NotifyReason.CAUSE_CHANGED if told else NotifyReason.FIRST_FIRING
 
 
 def told_key(transition: Transition, incident: Incident) -> str:
-    """What is told once: the cause while it fires, then that it is over. Going back to an old cause is no news."""
-    return "resolved" if transition == "resolved" else f"cause:{incident.cause}"
+    """What is told once: the cause while it fires, that somebody has it, that it is over. Going back to an old cause is no news."""
+    return transition if transition in ("resolved", "acknowledged") else f"cause:{incident.cause}"
 
 
 def decide_action(
@@ -195,11 +214,11 @@ def plan(
 
 
 def _unsilenced(book: Book) -> list[Change]:
-    """Incidents that fired in silence and still fire now that it is over."""
+    """Incidents that fired, or turned out to be something else, in a silence that is over, and that still fire now."""
     return [
-        Change("fired", entry)
+        Change("changed" if entry.told else "fired", entry)
         for entry in book.open.values()
-        if not entry.told
+        if told_key("fired", entry.incident) not in entry.told
         and entry.silenced_until_ms is not None
         and entry.silenced_until_ms <= book.now_ms
     ]
@@ -226,6 +245,7 @@ def _notifications(
             incident=incident,
         )
         for target in spec.notify
+        if change.transition != "acknowledged" or target.kind in _TOLD_OF_PEOPLE
     ]
 
 

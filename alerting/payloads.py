@@ -89,8 +89,9 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
     """Body for Events API v2. The incident is the ``dedup_key``: a changed cause updates the alert, the end resolves it."""
     incident = item.incident
     event: dict[str, Any] = {"routing_key": routing_key, "dedup_key": incident.id}
-    if item.transition == "resolved":
-        return {**event, "event_action": "resolve"}
+    if item.transition in ("resolved", "acknowledged"):
+        action = "resolve" if item.transition == "resolved" else "acknowledge"
+        return {**event, "event_action": action}
     return {
         **event,
         "event_action": "trigger",
@@ -247,6 +248,8 @@ def _state_word(item: OutboxItem) -> str:
             return f"{_MARKS[item.incident.severity]} Firing"
         case "changed":
             return f"{_MARKS[item.incident.severity]} Now known"
+        case "acknowledged":
+            return "👀 Acknowledged"
         case "resolved":
             return "✅ Resolved"
         case _:

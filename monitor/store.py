@@ -302,6 +302,14 @@ class Store:
         )
         return msgspec.json.decode(rows[0]["body"], type=Incident) if rows else None
 
+    def incidents_like(self, prefix: str, *, limit: int = 2) -> list[Incident]:
+        """Incidents whose id begins so."""
+        rows = self.link.rows(
+            "SELECT body FROM incidents FINAL WHERE startsWith(id, {prefix:String}) LIMIT {limit:UInt32}",
+            {"prefix": prefix, "limit": limit},
+        )
+        return [msgspec.json.decode(row["body"], type=Incident) for row in rows]
+
     def spending(self, model: str | None = None) -> list[Spending]:
         """What became of the alarm budgets, by model; of the last ``MAX_OPENED`` incidents."""
         scope = {"model": model, "limit": MAX_OPENED}

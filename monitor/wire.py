@@ -38,7 +38,7 @@ Cause = Literal[
 Advice = Literal["fix_data", "watch", "retrain", "rollback", "page", "investigate"]
 IncidentState = Literal["pending", "firing", "resolved"]
 Severity = Literal["critical", "error", "warning", "info"]
-Transition = Literal["fired", "changed", "resolved", "action"]
+Transition = Literal["fired", "changed", "acknowledged", "resolved", "action"]
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=False):

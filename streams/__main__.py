@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
-from monitor import environment
 from monitor.errors import ConfigError, DriftlineError
 from streams.console import (
     say,
@@ -34,6 +33,8 @@ from streams.console import (
     write_rows,
     write_spending,
 )
+from streams.incident_commands import app as incident_app
+from streams.options import EXIT_CONFIG, EXIT_FAILED, Config, Json, load, now_ms
 from streams.processes import PROCESSES, Process, named, resolve, run_patiently, stop_on_signals
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXIT_FAILED: Final = 1
-EXIT_CONFIG: Final = 2
 EXIT_INTERRUPTED: Final = 130  # as a shell says of what SIGINT ended
 
 app = typer.Typer(
@@ -61,6 +60,7 @@ app.add_typer(run_app, name="run")
 app.add_typer(topics_app, name="topics")
 app.add_typer(reference_app, name="reference")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(incident_app, name="incident")
 
 
 class Runner(Enum):
@@ -70,11 +70,6 @@ class Runner(Enum):
     FAUST = "faust"
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="YAML file of settings; the environment goes before it."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 Broker = Annotated[
     str | None,
     typer.Option("--broker", metavar="HOST:PORT", help="Use this Kafka, not the embedded one."),
@@ -88,7 +83,7 @@ ClickHouse = Annotated[
 def _add_process(process: Process) -> None:
     @run_app.command(process.name, help=process.summary, cls=with_settings(process))
     def run(config: Config = None) -> None:
-        _run(process.name, _load(config, process.name))
+        _run(process.name, load(config, process.name))
 
 
 def _add_detector(process: Process) -> None:
@@ -100,7 +95,7 @@ def _add_detector(process: Process) -> None:
         ] = None,
         config: Config = None,
     ) -> None:
-        settings = _load(config, process.name)
+        settings = load(config, process.name)
         if runner is not None:
             chosen = settings.detector.model_copy(update={"runner": runner.value})
             settings = settings.model_copy(update={"detector": chosen})
@@ -146,7 +141,7 @@ def demo(
     In May, EWR's wind_speed arrives in km/h instead of mph for five days: a pipeline fault. In September, version 8 is
     released with a bug in one feature, beside version 7: a bad release. The rest, winter to summer, is nature.
     """
-    settings = _load(config, "demo")
+    settings = load(config, "demo")
     from streams.demo import show
 
     try:
@@ -183,7 +178,7 @@ def up(
     Embedded data starts empty each time: the broker keeps its topics in memory, and the database's tables are removed
     at the next start. To keep data, give the addresses of a Kafka and a ClickHouse.
     """
-    settings = _load(config, "up")
+    settings = load(config, "up")
     from streams.embedded.stack import embedded_stack
 
     console = Console(highlight=False)
@@ -203,7 +198,7 @@ def up(
 @topics_app.command("create")
 def topics_create(as_json: Json = False, config: Config = None) -> None:
     """Create the topics that are missing; the others are checked and left alone."""
-    settings = _load(config, "topics")
+    settings = load(config, "topics")
     from streams import clients, topics, wiring
 
     admin = clients.admin(wiring.require_broker(settings), logger)
@@ -217,7 +212,7 @@ def topics_create(as_json: Json = False, config: Config = None) -> None:
 @topics_app.command("list")
 def topics_list(as_json: Json = False, config: Config = None) -> None:
     """List the topics and whether the broker has them."""
-    settings = _load(config, "topics")
+    settings = load(config, "topics")
     from streams import clients, topics, wiring
 
     admin = clients.admin(wiring.require_broker(settings), logger)
@@ -248,7 +243,7 @@ def apply(
     config: Config = None,
 ) -> None:
     """Follow a model as its spec says; a reference file is read and frozen now."""
-    settings = _load(config, "apply")
+    settings = load(config, "apply")
     from monitor.spec import load_spec
     from streams import authoring
 
@@ -269,7 +264,7 @@ def reference_build(
     config: Config = None,
 ) -> None:
     """Build a reference from past predictions, show it, and publish it if asked to."""
-    settings = _load(config, "reference")
+    settings = load(config, "reference")
     from monitor.spec import load_spec
     from streams import authoring
 
@@ -284,7 +279,7 @@ def reference_show(
     config: Config = None,
 ) -> None:
     """Show the reference that a model is compared with."""
-    settings = _load(config, "reference")
+    settings = load(config, "reference")
     from streams import authoring
 
     write_reference(authoring.summary(authoring.current(settings, model)), as_json=as_json)
@@ -299,7 +294,7 @@ def ledger(
     config: Config = None,
 ) -> None:
     """Account for every event: in = in panes + late + dead letters. Exit code 1 if one is missing."""
-    settings = _load(config, "ledger")
+    settings = load(config, "ledger")
     from msgspec import to_builtins
 
     from monitor import store
@@ -337,10 +332,10 @@ def dlq_show(
     config: Config = None,
 ) -> None:
     """Show messages that were refused: when, by whom, why, and where they came from; the newest last."""
-    settings = _load(config, "dlq")
+    settings = load(config, "dlq")
     from streams import dlq, wiring
 
-    chosen = dlq.Filter(dlq.since(since, _now_ms()), reason, stage, limit)
+    chosen = dlq.Filter(dlq.since(since, now_ms()), reason, stage, limit)
     topics = wiring.topics(settings)
     with dlq.Reader(wiring.require_broker(settings), topics.prefix) as reader:
         found = reader.find(topics.dlq, chosen, monotonic=time.monotonic)
@@ -366,7 +361,7 @@ def dlq_replay(
     It arrives as a new message: a prediction that is too old by now counts as late, and a label is the newest of its id.
     Exit code 1 if one that was chosen cannot be sent.
     """
-    settings = _load(config, "dlq")
+    settings = load(config, "dlq")
     from streams import dlq, replay
 
     def confirm(messages: int) -> bool:
@@ -374,7 +369,7 @@ def dlq_replay(
 
     replayed = replay.replay(
         settings,
-        dlq.Filter(dlq.since(since, _now_ms()), reason, stage, limit),
+        dlq.Filter(dlq.since(since, now_ms()), reason, stage, limit),
         monotonic=time.monotonic,
         confirm=confirm,
         dry_run=dry_run,
@@ -395,7 +390,7 @@ def budget(
     config: Config = None,
 ) -> None:
     """Show what each model's alarm budget allows, and the incidents that were opened."""
-    settings = _load(config, "budget")
+    settings = load(config, "budget")
     from msgspec import to_builtins
 
     from monitor import store
@@ -433,7 +428,7 @@ def backtest(
     The file of known incidents has start and end, and may have name, feature and kind: found is one during which a page
     opened, which names the feature where one is given.
     """
-    settings = _load(config, "backtest")
+    settings = load(config, "backtest")
     from msgspec import to_builtins
 
     from streams import backtest as backtests
@@ -452,7 +447,7 @@ def backtest(
 @app.command()
 def doctor(as_json: Json = False, config: Config = None) -> None:
     """Check broker, topics, ClickHouse, migrations, clocks, lag and disk, and say what to do."""
-    settings = _load(config, "doctor")
+    settings = load(config, "doctor")
     from streams import doctor as doctor_
 
     findings = doctor_.examine(settings, now_s=time.time)
@@ -474,7 +469,7 @@ def health(
 
     Its metrics must be on. A check that runs every few seconds is cheaper as `python -m monitor.probe`.
     """
-    settings = _load(config, "health")
+    settings = load(config, "health")
     from monitor import probe
 
     asked = named(process).name
@@ -500,7 +495,7 @@ def migrate(
     config: Config = None,
 ) -> None:
     """Bring the tables in ClickHouse up to this release."""
-    settings = _load(config, "migrate")
+    settings = load(config, "migrate")
     from monitor import store
 
     applied = store.migrate(settings.clickhouse, dry_run=dry_run)
@@ -536,18 +531,6 @@ def _fail(message: str, code: int) -> None:
 
     sys.stderr.write(f"driftline: {redact_text(' '.join(message.split()))}\n")
     raise SystemExit(code)
-
-
-def _now_ms() -> int:
-    return round(time.time() * 1_000)
-
-
-def _load(config: Path | None, process: str) -> Settings:
-    settings = environment.load(config)
-    from monitor import logs
-
-    logs.configure(settings.log, process=process)
-    return settings
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its stubs forget OffsetSpec
     AdminClient,
     ListOffsetsResultInfo,
     OffsetSpec,
 )
 
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, TransientError
 
 # What confluent-kafka's clients take: strings, numbers, switches and callbacks.
 Config: TypeAlias = dict[str, Any]
@@ -161,6 +161,35 @@ def producer_config(
             "message.timeout.ms": timeout_ms - 500,  # has to be below the transaction's
         }
     return config
+
+
+def put(
+    settings: KafkaSettings,
+    logger: logging.Logger,
+    topic: str,
+    key: str,
+    value: bytes,
+    *,
+    partition: int = -1,
+    timeout_s: float = 10.0,
+) -> None:
+    """Write one record, and wait until the broker has it.
+
+    Raises:
+        TransientError: the broker did not take it.
+    """
+    failures: list[str] = []
+    producer = Producer(producer_config(settings, logger))
+    producer.produce(
+        topic,
+        key=key,
+        value=value,
+        partition=partition,
+        on_delivery=lambda error, _: failures.append(error.str()) if error else None,
+    )
+    if producer.flush(timeout_s) or failures:
+        why = "; ".join(failures) or "no answer"
+        raise TransientError(f"the broker at {settings.bootstrap} did not take {topic}: {why}")
 
 
 def transaction_timeout_ms(settings: KafkaSettings) -> int:

@@ -6,17 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import Producer
-
 from monitor import reference as references
-from monitor.errors import ConfigError, TransientError
+from monitor.errors import ConfigError
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
-from streams.clients import KafkaSettings, producer_config
+from streams.clients import KafkaSettings, put
 from streams.topics import Topics
 
 MAX_RECORD: Final = 900_000  # bytes: brokers take 1 MiB; the rest is for headers
-_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +34,7 @@ def publish(kafka: KafkaSettings, topics: Topics, model: Model, logger: logging.
     value = references.dump(model.reference, model.spec)
     if len(value) > MAX_RECORD:
         raise ConfigError(too_large(value))
-    failures: list[str] = []
-    producer = Producer(producer_config(kafka, logger))
-    producer.produce(
-        topics.models,
-        key=model.spec.model,
-        value=value,
-        on_delivery=lambda error, _: failures.append(error.str()) if error else None,
-    )
-    if producer.flush(_TIMEOUT_S) or failures:
-        raise TransientError(
-            f"the broker at {kafka.bootstrap} did not take the model: {'; '.join(failures) or 'no answer'}"
-        )
+    put(kafka, logger, topics.models, model.spec.model, value)
 
 
 def too_large(record: bytes) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import shlex
 import subprocess
@@ -14,12 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from monitor import store as stores
+from monitor import wire
 from monitor.environment import environment, load
 from monitor.spec import load_spec, parse_spec
 from monitor.targets import ActionTarget, NotifyTarget
+from streams import wiring
+from streams.clients import put
 from streams.embedded.stack import Stack, embedded_stack
+from streams.topics import partition_of
+from tests.alerting.test_notify import FALLING
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +55,11 @@ def test_every_command_is_known_to_these_tests() -> None:
         ".venv/bin/driftline apply churn.yaml",  # here
         ".venv/bin/driftline doctor",  # here
         ".venv/bin/driftline ledger",  # here
+        ".venv/bin/driftline incident list --open",  # here, and the others
+        ".venv/bin/driftline incident show 3fa2c1",
+        ".venv/bin/driftline incident acknowledge 3fa2c1",
+        '.venv/bin/driftline incident silence 3fa2c1 --for 2h --comment "known, release at noon"',
+        ".venv/bin/driftline incident approve 3fa2c1",
         ".venv/bin/driftline backtest --model churn --budget 1/7d --psi 0.1 --ks-p 0.05 --incidents known.csv",  # tests/streams/test_backtest.py
         ".venv/bin/driftline budget",  # here
         "docker compose up --build --detach",  # tests/test_compose.py
@@ -104,7 +117,11 @@ def _wait(stack: Stack, what: str, look: Any) -> Any:
 def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Path) -> None:
     (spec,) = (block for block in blocks("yaml") if block.startswith("# churn.yaml"))
     (tmp_path / "churn.yaml").write_text(spec.replace("env:SLACK_WEBHOOK", "env:NOWHERE"))
-    own = [c for c in COMMANDS if c.startswith(".venv/bin/driftline") and "backtest" not in c]
+    own = [
+        c
+        for c in COMMANDS
+        if c.startswith(".venv/bin/driftline") and c.split()[1] not in ("backtest", "incident")
+    ]
     apply, doctor, ledger, budget = own
     applied = _driftline(stack, apply, tmp_path)
     assert applied.returncode == 0, applied.stderr
@@ -141,6 +158,43 @@ def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Pa
     spent = _driftline(stack, budget, tmp_path)
     assert spent.returncode == 0, spent.stdout + spent.stderr
     assert "churn" in spent.stdout
+
+
+@pytest.mark.embedded
+@pytest.mark.timeout(240)
+def test_an_incident_is_looked_at_acknowledged_silenced_and_its_action_approved(
+    stack: Stack, tmp_path: Path
+) -> None:
+    hook = {"url": "https://ci.example/retrain", "secret": "env:NOWHERE"}
+    spec = {"model": "rides", "actions": {"retrain": {"webhook": hook}}}
+    (tmp_path / "rides.yaml").write_text(yaml.safe_dump(spec))
+    applied = _driftline(stack, ".venv/bin/driftline apply rides.yaml", tmp_path)
+    assert applied.returncode == 0, applied.stderr
+    kafka, names = wiring.kafka(stack.settings), wiring.topics(stack.settings)
+    partition = partition_of("rides", stack.settings.kafka.detector_partitions)
+    for message in FALLING:  # drift, and labels that fall with it
+        value = wire.encode(replace(message, model="rides"))
+        put(kafka, logging.getLogger(__name__), names.verdicts, "rides", value, partition=partition)
+
+    def of_rides() -> list[dict[str, Any]]:
+        listed = _driftline(stack, ".venv/bin/driftline incident list --open --json", tmp_path)
+        assert listed.returncode == 0, listed.stderr
+        return [x for x in json.loads(listed.stdout) if x["advice"] == "retrain"]
+
+    (incident,) = _wait(stack, "the incident", of_rides)
+    show, *rest = [c for c in COMMANDS if "3fa2c1" in c]
+    told = {}
+    for command in (*rest, show):
+        told[command] = _driftline(stack, command.replace("3fa2c1", incident["id"][:6]), tmp_path)
+        assert told[command].returncode == 0, told[command].stderr + told[command].stdout
+    lines = told[show].stdout
+    assert "retrain asked for" in lines
+    for said in ("acknowledge by ", "silence by ", ": known, release at noon", "approve by "):
+        assert said in lines
+    again = _driftline(
+        stack, f".venv/bin/driftline incident acknowledge {incident['id']}", tmp_path
+    )
+    assert (again.returncode, "has acknowledged it already" in again.stderr) == (2, True)
 
 
 def test_vectors_in_the_readme_fit_into_a_spec() -> None:

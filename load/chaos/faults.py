@@ -149,9 +149,11 @@ class Injector:
             self._broker_rests_s = now + BROKER_RESTS_S
             if self._broker_failed is not None:
                 raise RuntimeError(f"the broker did not come back: {self._broker_failed}")
-        for fault in [f for f in self._waiting if f.at <= place and self._can_strike(f)]:
-            self._waiting.remove(fault)
-            self._strike(fault)
+        for fault in list(self._waiting):
+            # Asked for each by itself: after one strike another of the same target has to wait.
+            if fault.at <= place and self._can_strike(fault):
+                self._waiting.remove(fault)
+                self._strike(fault)
 
     def _can_strike(self, fault: Fault) -> bool:
         """What is away already is struck when it is back."""

@@ -77,6 +77,11 @@ def change(transition: Transition | None, of: Incident) -> Change:
         ("an action is no page", "action", "firing", (), False, NotifyReason.NO_TRANSITION),
         ("still pending", "fired", "pending", (), False, NotifyReason.NOT_FIRING),
         ("a person wants quiet", "fired", "firing", (), True, NotifyReason.SILENCED),
+        ("an end wakes nobody", "resolved", "resolved", ("cause:drift",), True, NotifyReason.RESOLVED),
+        ("somebody has it", "acknowledged", "firing", ("cause:drift",), False, NotifyReason.ACKNOWLEDGED),
+        ("somebody has it already", "acknowledged", "firing", ("cause:drift", "acknowledged"), False, NotifyReason.ALREADY_TOLD),
+        ("nobody knows of it", "acknowledged", "firing", (), False, NotifyReason.NEVER_TOLD),
+        ("it is over by now", "acknowledged", "resolved", ("cause:drift",), False, NotifyReason.NOT_FIRING),
         ("the quiet is over", "fired", "firing", (), False, NotifyReason.FIRST_FIRING),
     ],
 )  # fmt: skip
@@ -91,7 +96,9 @@ def test_a_change_is_told_for_a_reason(
 ) -> None:
     found = decide_notification(change(transition, incident(state=state)), told, silenced=silenced)
     assert found is reason, why
-    assert found.tells == (reason.value in {"first_firing", "cause_changed", "resolved"})
+    assert found.tells == (
+        reason.value in {"first_firing", "cause_changed", "acknowledged", "resolved"}
+    )
 
 
 def rule(**changes: object) -> ActionSpec:
@@ -227,6 +234,54 @@ def test_what_fires_in_silence_is_told_when_the_silence_is_over() -> None:
     assert later == []
     _, after = deliver([judged(verdict(), day=2, closes=True)], quiet, book)
     assert said(after) == [("slack", "fired"), ("pagerduty", "fired")]
+
+
+def test_an_acknowledgement_is_told_to_who_keeps_waking_people_and_once() -> None:
+    hook = {"url": "https://hooks.example/x", "secret": "env:S"}
+    targets = [
+        {"slack": {"url": "env:X"}},
+        {"pagerduty": {"routing_key": "env:P"}},
+        {"webhook": hook},
+        {"alertmanager": {"url": "https://am.example"}},
+        {"email": {"to": ["a@example.com"]}},
+        {"teams": {"url": "env:T"}},
+    ]
+    told = spec(notify=targets, actions={})
+    book, items = deliver([judged(verdict(), closes=True)], told)
+    assert len(items) == 6
+    order = Command("acknowledge", MODEL, next(iter(book.open)), "ada", NOW)
+    for expected in ([("pagerduty", "acknowledged"), ("webhook", "acknowledged")], []):
+        book, changes = command(book, order)
+        book, _, asked = plan(book, changes, told)
+        assert said(list(asked)) == expected
+
+
+def test_what_was_told_and_ends_in_silence_is_told_to_be_over() -> None:
+    quiet = spec(actions={})
+    book, items = deliver([judged(verdict(), closes=True)], quiet)
+    assert len(items) == 2
+    order = Command(
+        "silence", MODEL, next(iter(book.open)), "ada", START, until_ms=START + 90 * DAY
+    )
+    book, _ = command(book, order)
+    _, after = deliver([judged(day=day, closes=True) for day in range(1, 5)], quiet, book)
+    assert said(after) == [("slack", "resolved"), ("pagerduty", "resolved")]
+
+
+def test_what_turns_out_to_be_something_else_in_silence_is_told_when_it_is_over() -> None:
+    quiet = spec(actions={})
+    book, items = deliver(FALLING[:1], quiet)
+    assert {item.transition for item in items} == {"fired"}
+    order = Command("silence", MODEL, next(iter(book.open)), "ada", START, until_ms=START + 8 * DAY)
+    book, _ = command(book, order)
+    book, during = deliver(FALLING[1:], quiet, book)
+    assert during == []
+    (entry,) = book.open.values()
+    assert entry.incident.cause != items[0].incident.cause
+    _, after = deliver(
+        [judged(verdict(), day=day, closes=True) for day in range(7, 11)], quiet, book
+    )
+    assert said(after) == [("slack", "changed"), ("pagerduty", "changed")]
 
 
 def test_without_a_spec_nothing_leaves() -> None:
