@@ -28,6 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from monitor import gate as gates
 from monitor import metrics
 from monitor import store as stores
 from monitor.errors import ConfigError, DriftlineError, TransientError
@@ -39,6 +40,7 @@ from monitor.wire import IncidentState, VerdictStatus
 PAGE: Final = Path(__file__).parent / "page"
 RETRY_AFTER_S: Final = 5
 _STOP_WITHIN_S: Final = 5
+_MOST_FIRING: Final = 100  # of one model: alerting.book.Rules.max_open is below it
 _HEADERS: Final = {
     # The page is self-contained: nothing comes from elsewhere, nothing goes elsewhere, nobody frames it.
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -233,6 +235,25 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
 
 
 def _add_summaries(router: APIRouter, store: Store) -> None:
+    @router.get("/{model:path}/versions/{version:path}/gate")
+    def gate(
+        model: str,
+        version: str,
+        least: Annotated[
+            int, Query(ge=1, le=100, description="Closed windows without which it is unknown.")
+        ] = 1,
+        size_ms: Size = None,
+        strict: Annotated[
+            bool, Query(description="409 unless ok, for who reads the status only.")
+        ] = False,
+    ) -> Response:
+        """Whether a version may get more traffic: ``data.ok``, and why. A version that is not known is not ok."""
+        windows = store.windows(model, version=version, size_ms=size_ms, limit=least)
+        firing = store.incidents(model, state="firing", limit=_MOST_FIRING)
+        seen = sum(row.n > 0 for row in windows)
+        found = gates.gate(version, seen, firing, least=least)
+        return _json({"data": found}, 200 if found.ok or not strict else 409)
+
     @router.get("/{model:path}/budget")
     def budget(model: str) -> Response:
         return _found(next(iter(store.spending(model)), None), "no such model")

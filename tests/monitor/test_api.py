@@ -80,6 +80,19 @@ def test_a_model_is_found_by_its_name_even_with_a_slash_in_it(client: httpx.Clie
     assert row["spec"]["notify"][0]["slack"]["url"] == "env:SLACK_WEBHOOK"
 
 
+def test_a_gate_says_whether_a_version_may_go_on(client: httpx.Client) -> None:
+    at = f"/api/v1/models/{NAME}/versions"
+    found = client.get(f"{at}/7/gate")
+    data = found.json()["data"]
+    assert (found.status_code, data["ok"], data["state"]) == (200, False, "fail")
+    assert (data["incidents"], data["windows"]) == ([FIRING], 1)
+    unknown = client.get(f"{at}/9%2F9/gate", params={"least": 3}).json()["data"]
+    assert (unknown["ok"], unknown["state"]) == (False, "unknown")
+    assert unknown["reason"] == "0 of 3 windows have closed"
+    assert client.get(f"{at}/7/gate", params={"strict": True}).status_code == 409
+    assert client.get(f"{at}/7/gate", params={"least": 0}).status_code == 422
+
+
 def test_windows_come_newest_first_in_bounded_pages_without_a_gap(client: httpx.Client) -> None:
     path = f"/api/v1/models/{NAME}/windows"
     starts: list[int] = []
