@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 SpecOf: TypeAlias = Callable[[str], ModelSpec | None]
 FinalOutcome: TypeAlias = Literal[
-    "delivered", "refused", "expired", "disabled", "unknown", "dry_run"
+    "delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"
 ]
 FIRST_WAIT_S: Final = 1.0
+STALE_S: Final = 900.0  # older news is replaced by newer news of the same incident
 LONGEST_WAIT_S: Final = 300.0  # PagerDuty asks for "a few minutes" when it throttles
 
 
@@ -69,13 +70,17 @@ class Courier:
     max_age_s: float
     attempted: Callable[[], None] = lambda: None
 
-    async def deliver(self, item: OutboxItem, asked_s: float) -> Delivery:
+    async def deliver(
+        self, item: OutboxItem, asked_s: float, newer: Callable[[], bool] = lambda: False
+    ) -> Delivery:
         """Deliver an item that was asked for at ``asked_s``; returns when it is done, one way or the other.
 
-        A failure is logged when it differs from the one before: a receiver that is down for a day is one line.
+        ``newer`` says whether later news of its incident waits behind it: what is stale by then is not told any more. A failure is logged when it differs from the one before: a receiver that is down for a day is one line.
         """
         attempts, detail = 0, ""
         while True:
+            if self.clock_s() - asked_s > min(STALE_S, self.max_age_s) and newer():
+                return self._done(item, "superseded", attempts, detail or "newer news waits")
             if self.clock_s() - asked_s > self.max_age_s:
                 return self._done(
                     item, "expired", attempts, detail or "too old before a first attempt"

@@ -251,7 +251,9 @@ class Delivery(msgspec.Struct, frozen=True, tag="delivery"):
     incident_id: str
     target: str
     action: str
-    outcome: Literal["delivered", "refused", "expired", "disabled", "unknown", "dry_run"]
+    outcome: Literal[
+        "delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"
+    ]
     attempts: int
     at_ms: int
     detail: str = ""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeAlias
 
 from monitor.wire import Delivery, OutboxItem
@@ -19,6 +20,9 @@ GRACE_S: Final = 5.0  # for requests under way when the process is told to stop
 
 Lane: TypeAlias = tuple[str, str]
 """Model and target."""
+
+Deliver: TypeAlias = Callable[[OutboxItem, float, Callable[[], bool]], Awaitable[Delivery]]
+"""Of an item, the Unix time at which it was asked for, and whether later news of its incident waits."""
 
 
 class Progress:
@@ -83,7 +87,7 @@ class Lanes:
 
     def __init__(
         self,
-        deliver: Callable[[OutboxItem, float], Awaitable[Delivery]],
+        deliver: Deliver,
         record: Callable[[int, Delivery], Awaitable[None]],
         certain: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
@@ -187,11 +191,19 @@ class Lanes:
         worker = asyncio.current_task()
         self._under_way[worker] = held
         try:
-            outcome = await self._deliver(task.item, task.asked_s)  # 3.
+            newer = partial(self._has_news, task.item)
+            outcome = await self._deliver(task.item, task.asked_s, newer)  # 3.
             await self._record(task.partition, outcome)  # 4.
         finally:
             del self._under_way[worker]
         held.progress.finish(task.offset)
+
+    def _has_news(self, item: OutboxItem) -> bool:
+        """Whether a later notification about the same incident waits in the item's lane."""
+        waiting = self._queues.get((item.incident.model, item.target), ())
+        return item.action == "notify" and any(
+            task.item.incident.id == item.incident.id for _, task in waiting
+        )
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)

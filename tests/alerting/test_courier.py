@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from alerting.courier import LONGEST_WAIT_S, Courier
+from alerting.courier import LONGEST_WAIT_S, STALE_S, Courier
 from alerting.delivery import Attempt, Outcome
 from alerting.requests import Mail, Request
 from monitor.spec import ModelSpec
@@ -151,3 +151,34 @@ async def test_a_receiver_that_stays_down_is_one_line_in_the_log(
 def test_the_builders_give_one_item_per_target() -> None:
     assert set(items()) == {"slack", "pagerduty", "retrain"}
     assert run([judged(labels(), source="performance")])[0].model == MODEL
+
+
+async def test_stale_news_gives_way_to_newer_news_of_its_incident_and_to_nothing_else() -> None:
+    item = items()["slack"]
+    waits = World([RETRY] * 30 + [DONE])
+    found = await waits.courier().deliver(item, waits.now_s, lambda: waits.now_s > 1_500)
+    assert (found.outcome, found.detail) == ("superseded", "status 503")
+    assert STALE_S < waits.now_s - 1_000 < STALE_S + LONGEST_WAIT_S
+    alone = World([RETRY] * 30 + [DONE])
+    assert (await alone.courier().deliver(item, alone.now_s)).outcome == "delivered"
+    late = World([DONE])
+    fresh = await late.courier().deliver(item, late.now_s - STALE_S / 2, lambda: True)
+    assert fresh.outcome == "delivered", "news that is not stale is told, one after the other"
+
+
+async def test_an_action_that_may_have_been_taken_is_recorded_as_unknown() -> None:
+    world = World([Attempt(Outcome.UNKNOWN, "no answer: may have been taken")])
+    found = await world.courier().deliver(items()["retrain"], world.now_s)
+    assert (found.outcome, found.attempts) == ("unknown", 1)
+
+
+async def test_a_mail_goes_by_mail() -> None:
+    mailed = spec(notify=[{"email": {"to": ["a@example.com"]}}])
+    world = World([RETRY], model=mailed)
+    (item,) = (i for i in deliver(FALLING, mailed)[1] if i.transition == "fired")
+    courier = world.courier()
+    found = await courier.deliver(item, world.now_s)
+    assert (found.outcome, found.target) == ("delivered", "email")
+    assert world.sent == []
+    assert isinstance(courier.mailer, Mailbox)
+    assert [mail.to for mail in courier.mailer.mails] == [("a@example.com",)]

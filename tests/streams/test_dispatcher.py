@@ -68,7 +68,7 @@ class Rig:
         self.gates: dict[str, asyncio.Event] = {}
         self.lanes = Lanes(self._send, self._record)
 
-    async def _send(self, item: OutboxItem, asked_s: float) -> Delivery:
+    async def _send(self, item: OutboxItem, asked_s: float, newer: Callable[[], bool]) -> Delivery:
         self.sent.append(item.id)
         if item.target in self.gates:
             await self.gates[item.target].wait()
@@ -106,6 +106,33 @@ async def test_a_receiver_that_hangs_delays_its_own_lane_and_no_other() -> None:
     rig.gates["slow"].set()
     await settle()
     assert (rig.lanes.positions(), rig.lanes.pending) == ({0: 4}, 0)
+
+
+async def test_an_item_knows_whether_later_news_of_its_incident_waits_behind_it() -> None:
+    news: dict[str, bool] = {}
+
+    async def send(item: OutboxItem, asked_s: float, newer: Callable[[], bool]) -> Delivery:
+        news[item.id] = newer()
+        return outcome(item)
+
+    async def record(partition: int, done: Delivery) -> None:
+        """Remember nothing."""
+
+    lanes = Lanes(send, record)
+    lanes.assign(0, ())
+    first = item("slack", "a")
+    other = replace(first.incident, id="other")
+    items = [
+        first,
+        replace(first, id="b", incident=other),
+        replace(first, id="c", transition="changed"),
+        replace(first, id="d", target="teams", transition="resolved"),
+        replace(first, id="e", transition="resolved", incident=other),
+    ]
+    for offset, each in enumerate(items):
+        lanes.put(Task(each, 0, offset, 0.0))
+    await settle()
+    assert news == {"a": True, "b": True, "c": False, "d": False, "e": False}
 
 
 async def test_what_is_recorded_or_repeated_is_not_sent_again() -> None:
@@ -154,7 +181,7 @@ async def test_what_waits_while_a_partition_leaves_and_comes_back_is_sent_once()
 async def test_an_item_that_rests_between_two_attempts_is_left_to_the_next_owner() -> None:
     attempts: list[str] = []
 
-    async def send(item: OutboxItem, asked_s: float) -> Delivery:
+    async def send(item: OutboxItem, asked_s: float, newer: Callable[[], bool]) -> Delivery:
         while True:
             attempts.append(item.id)
             await lanes.rest(60.0)
@@ -198,7 +225,7 @@ async def test_an_outcome_that_cannot_be_recorded_ends_the_dispatcher() -> None:
     async def lost(partition: int, done: Delivery) -> None:
         raise TransientError("no broker")
 
-    async def send(item: OutboxItem, asked_s: float) -> Delivery:
+    async def send(item: OutboxItem, asked_s: float, newer: Callable[[], bool]) -> Delivery:
         return outcome(item)
 
     lanes = Lanes(send, lost)
