@@ -338,6 +338,14 @@ class DispatcherSettings(_Group):
         description="Delivery is retried for this long, then given up as expired.",
     )
 
+    heartbeat_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Address that is called while the dispatcher works: who hears nothing raises the alarm.",
+    )
+    heartbeat_s: float = Field(
+        default=60.0, ge=1, le=3_600, description="Between two of its calls."
+    )
+
     @field_validator("allowed_networks")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -42,8 +42,9 @@ from confluent_kafka import (
 )
 
 from alerting.courier import Courier
-from alerting.delivery import Sender, resolve_secret, trust
+from alerting.delivery import Outcome, Sender, resolve_secret, trust
 from alerting.mail import Mailer
+from alerting.requests import Request
 from monitor import metrics, wire
 from monitor.errors import IncompatibleError, TransientError
 from monitor.settings import Settings
@@ -117,7 +118,7 @@ class Dispatcher:
             TransientError: the broker did not take a record, or did not answer.
         """
         loop = asyncio.get_running_loop()
-        renewing = asyncio.create_task(self._renew())
+        beside = [asyncio.create_task(self._renew()), asyncio.create_task(self._beat())]
         # librdkafka's calls block: one thread for the consumer keeps its callbacks in order.
         with ThreadPoolExecutor(1, "outbox") as thread:
             self._consumer.subscribe(
@@ -137,13 +138,15 @@ class Dispatcher:
                     for message in messages:
                         self._take(message)
                     await loop.run_in_executor(thread, self._commit, self._lanes.positions())  # 5.
-                    if renewing.done():
-                        renewing.result()  # a defect of ours ends the process, as elsewhere
+                    for task in beside:
+                        if task.done():
+                            task.result()  # a defect of ours ends the process, as elsewhere
                     metrics.OUTBOX_PENDING.set(self._lanes.pending)
                     metrics.turned("dispatcher")
                     self._tell()
             finally:
-                renewing.cancel()
+                for task in beside:
+                    task.cancel()
                 await self._lanes.stop()
                 await loop.run_in_executor(thread, self._close)
                 await self._sender.close()
@@ -153,6 +156,21 @@ class Dispatcher:
             await asyncio.sleep(EVERY_S)
             await self._certain()
             await self._standing.send()
+
+    async def _beat(self) -> None:
+        """The dead-man's switch: a call that fails to come is somebody else's alarm. A loop that does not turn calls nobody."""
+        chosen = self._settings.dispatcher
+        url, said = chosen.heartbeat_url.get_secret_value(), ""
+        request = Request(url, {"content-type": "application/json"}, b'{"status":"ok"}')
+        while url:
+            await self._certain()
+            attempt = await self._courier.sender.send(request)
+            failed = "" if attempt.outcome is Outcome.DELIVERED else attempt.detail
+            if failed and failed != said:
+                logger.warning("the heartbeat is not heard: %s", failed)
+            said = failed
+            await asyncio.sleep(chosen.heartbeat_s)
+        await asyncio.Event().wait()
 
     def _tell(self) -> None:
         """What is read counts, not what is committed: an item may wait a day for its receiver."""
@@ -199,7 +217,8 @@ class Dispatcher:
         elif self._paused:
             self._consumer.resume(self._consumer.assignment())
         self._paused = full
-        return self._consumer.consume(_BATCH, _POLL_S)
+        messages = self._consumer.consume(1, _POLL_S)  # for all 100 it would wait its whole time
+        return messages + self._consumer.consume(_BATCH - 1, 0) if messages else []
 
     async def _rebalance(self) -> None:
         gained: list[int] = []

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from msgspec.structs import replace
+from pydantic import SecretStr
 from typing_extensions import override
 
 from monitor import wire
@@ -406,3 +407,26 @@ def test_what_fires_is_renewed_by_whoever_holds_its_partition_after_alertmanager
         assert [d.outcome for d in stack.deliveries()] == ["delivered"] * 2, (
             "renewals are no deliveries"
         )
+
+
+def test_a_heartbeat_is_called_while_the_loop_turns_and_its_address_is_not_logged(
+    embedded_broker: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with receiver() as (url, beats), Receiver(SECRET, clock=time.time) as other:
+        stack = Stack(embedded_broker, other)
+        chosen = stack.settings.dispatcher.model_copy(
+            update={"heartbeat_url": SecretStr(f"{url}planted"), "heartbeat_s": 0.3}
+        )
+        stack.settings = stack.settings.model_copy(update={"dispatcher": chosen})
+        with stack.running(dispatcher.run):
+            wait_for(lambda: len(beats) >= 3, lambda: beats)
+        assert beats[0] == {"status": "ok"}
+        heard = len(beats)
+        time.sleep(1.0)
+        assert len(beats) == heard
+    with stack.running(dispatcher.run):  # nobody listens there any more
+        wait_for(lambda: "heartbeat is not heard" in caplog.text, lambda: caplog.text)
+        time.sleep(1.0)
+    assert caplog.text.count("heartbeat is not heard") == 1
+    assert "planted" not in caplog.text
