@@ -134,6 +134,10 @@ class _Run:
                 self._turn()
                 time.sleep(_TURN_S)
             self._feed.check()
+            if self._feed.replaced:
+                self._say(
+                    f"the feed's own producer hung, and was replaced {self._feed.replaced} times"
+                )
             sent_s = max(0.0, self._feed.ended_s - self._began)
             self._say(f"{self._deployment.plan.name}: all sent after {sent_s:.0f} s")
             drain = Drain(self._deployment, self._feed.sent, self._clock, self._say)
