@@ -21,6 +21,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -268,6 +269,8 @@ def _embedded(address: Address) -> Address:
 
 
 async def _system_lookup(host: str, port: int) -> Sequence[str]:
+    with suppress(ValueError):
+        return [str(ipaddress.ip_address(host))]  # nothing to ask, and no thread to wait for
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
