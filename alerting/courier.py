@@ -75,7 +75,8 @@ class Courier:
     ) -> Delivery:
         """Deliver an item that was asked for at ``asked_s``; returns when it is done, one way or the other.
 
-        ``newer`` says whether later news of its incident waits behind it: what is stale by then is not told any more. A failure is logged when it differs from the one before: a receiver that is down for a day is one line.
+        ``newer`` says whether later news of its incident waits behind it: what is stale by then is not told any more.
+        A failure is logged when it differs from the one before: a receiver that is down for a day is one line.
         """
         attempts, detail = 0, ""
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import smtplib
 import ssl
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import formatdate
@@ -53,12 +54,14 @@ class Mailer:
             )
         else:
             server = smtplib.SMTP(host, int(port), timeout=self.timeout_s)
-        with server:
+        with closing(server):
             if chosen.tls == "starttls":
                 server.starttls(context=self.context)
             if chosen.username:
                 server.login(chosen.username, chosen.password.get_secret_value())
             left_out = server.send_message(message(mail, chosen.sender, at_s))
+            with suppress(OSError):  # it has the mail: what it says to a farewell changes nothing
+                server.quit()
         if left_out:
             return Attempt(Outcome.DELIVERED, f"but to {len(left_out)} of {len(mail.to)} addresses")
         return Attempt(Outcome.DELIVERED, f"to {len(mail.to)} addresses")

@@ -29,7 +29,7 @@ from monitor.targets import (
     KServeTarget,
     MLflowTarget,
     WebhookTarget,
-    is_reference,
+    check_template,
 )
 from monitor.wire import OutboxItem
 
@@ -141,7 +141,8 @@ def _kserve(item: OutboxItem, target: KServeTarget, resolve: Resolve) -> Request
 
 def _http(item: OutboxItem, target: HttpTarget, resolve: Resolve) -> Request:
     known = facts(item)
-    url = target.url if not is_reference(target.url) else resolve(target.url)
+    url = resolve(target.url)
+    check_template(url)  # one behind a reference was not seen before
     headers = {name.lower(): resolve(value) for name, value in target.headers.items()}
     if target.token is not None:
         headers["authorization"] = f"Bearer {resolve(target.token)}"

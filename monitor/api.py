@@ -243,12 +243,15 @@ def _add_summaries(router: APIRouter, store: Store) -> None:
             int, Query(ge=1, le=100, description="Closed windows without which it is unknown.")
         ] = 1,
         size_ms: Size = None,
+        from_ms: TimeMs = 0,
         strict: Annotated[
             bool, Query(description="409 unless ok, for who reads the status only.")
         ] = False,
     ) -> Response:
         """Whether a version may get more traffic: ``data.ok``, and why. A version that is not known is not ok."""
-        windows = store.windows(model, version=version, size_ms=size_ms, limit=least)
+        windows = store.windows(
+            model, version=version, size_ms=size_ms, from_ms=from_ms, limit=least
+        )
         firing = store.incidents(model, state="firing", limit=_MOST_FIRING)
         seen = sum(row.n > 0 for row in windows)
         found = gates.gate(version, seen, firing, least=least)

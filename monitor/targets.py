@@ -6,7 +6,7 @@ Each target names its receiver's own terms. What is sent there is ``alerting.pay
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -164,6 +164,23 @@ class KServeTarget(_Strict):
     token: SecretRef
 
 
+def check_template(url: str) -> None:
+    """Refuse an address whose host is not fixed, or that names what there is not. The address is not quoted.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if "{" in urlsplit(url).netloc:
+        raise ValueError("the host of an address is fixed: placeholders stand behind it")
+    _check_names([url])
+
+
+def _check_names(templates: Iterable[str]) -> None:
+    for template in templates:
+        if not PLACEHOLDERS.issuperset(PLACEHOLDER.findall(template)):
+            raise ValueError(f"placeholders are {', '.join(sorted(PLACEHOLDERS))}")
+
+
 class HttpTarget(_Strict):
     """Any address. ``{model}`` and the like in the path and in the texts of ``body`` are filled in, each escaped for its place.
 
@@ -179,12 +196,9 @@ class HttpTarget(_Strict):
 
     @model_validator(mode="after")
     def _templates(self) -> Self:
-        if not is_reference(self.url) and "{" in urlsplit(self.url).netloc:
-            raise ValueError("the host of an address is fixed: placeholders stand behind it")
-        for text in (self.url, *_texts(self.body)):
-            for name in PLACEHOLDER.findall(text):
-                if name not in PLACEHOLDERS:
-                    raise ValueError(f"placeholders are {', '.join(sorted(PLACEHOLDERS))}")
+        if not is_reference(self.url):
+            check_template(self.url)
+        _check_names(_texts(self.body))
         for name, value in self.headers.items():
             if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
                 raise ValueError("a header is a name of letters, digits and dashes, and one line")

@@ -35,6 +35,7 @@ class Inbox:
 
     refuses: dict[str, str] = field(default_factory=dict)
     answer: str = "250 taken"
+    farewell: str = "221 bye"
     taken: list[tuple[list[str], EmailMessage]] = field(default_factory=list)
 
     async def handle_RCPT(  # noqa: N802
@@ -44,6 +45,9 @@ class Inbox:
             return self.refuses[address]
         envelope.rcpt_tos.append(address)
         return "250 ok"
+
+    async def handle_QUIT(self, server: Any, session: Any, envelope: Envelope) -> str:  # noqa: N802
+        return self.farewell
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:  # noqa: N802
         if self.answer.startswith("250"):
@@ -111,6 +115,11 @@ async def test_a_mail_arrives_as_it_was_written_and_a_repeat_bears_the_same_name
 async def test_an_answer_is_final_or_is_not(inbox: Inbox, outcome: Outcome, detail: str) -> None:
     with served(inbox) as server:
         assert await send(server) == Attempt(outcome, detail)
+
+
+async def test_what_a_server_says_to_a_farewell_does_not_send_a_mail_again() -> None:
+    with served(Inbox(farewell="451 stay")) as server:
+        assert await send(server) == Attempt(Outcome.DELIVERED, "to 2 addresses")
 
 
 async def test_a_server_that_is_away_or_not_set_is_waited_for() -> None:

@@ -161,6 +161,14 @@ def test_without_a_body_an_http_target_gets_all_there_is_and_a_secret_address_ma
     assert facts(rollback())["rollback_to"] == "6"
 
 
+@pytest.mark.parametrize("url", ["https://{model}.example/", "https://planted.example/{nothing}"])
+def test_a_template_behind_a_reference_is_checked_when_it_is_used_and_not_quoted(url: str) -> None:
+    target = ActionSpec.model_validate({"http": {"url": "env:URL"}})
+    with pytest.raises(ValueError, match="placeholders") as caught:
+        action_request(retrain(), target, lambda text: url if text == "env:URL" else text, at_s=NOW)
+    assert "planted" not in str(caught.value)
+
+
 def test_templates_may_name_what_is_told_and_nothing_else() -> None:
     assert facts(retrain()).keys() == PLACEHOLDERS
 

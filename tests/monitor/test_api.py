@@ -89,6 +89,8 @@ def test_a_gate_says_whether_a_version_may_go_on(client: httpx.Client) -> None:
     unknown = client.get(f"{at}/9%2F9/gate", params={"least": 3}).json()["data"]
     assert (unknown["ok"], unknown["state"]) == (False, "unknown")
     assert unknown["reason"] == "0 of 3 windows have closed"
+    later = client.get(f"{at}/7/gate", params={"from_ms": START + 2 * DAYS * DAY}).json()["data"]
+    assert later["windows"] == 0, "a version that comes back is looked at anew"
     assert client.get(f"{at}/7/gate", params={"strict": True}).status_code == 409
     assert client.get(f"{at}/7/gate", params={"least": 0}).status_code == 422
 
