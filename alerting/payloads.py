@@ -106,7 +106,7 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
             "class": incident.cause,
             "custom_details": {
                 "reason": incident.reason,
-                "advice": _advice(incident),
+                "advice": advice_of(incident),
                 "evidence": [f"{_place(e)} {describe(e)}" for e in incident.evidence[:_PD_LINES]],
                 "notification": item.id,
             },
@@ -144,7 +144,7 @@ def alert(incident: Incident, at_s: int) -> dict[str, Any]:
             "summary": incident.title,
             "description": incident.reason,
             "cause": incident.cause,
-            "advice": _advice(incident),
+            "advice": advice_of(incident),
             "evidence": "\n".join(f"{_place(e)} {describe(e)}" for e in incident.evidence),
         },
         # Event time may be ahead of this clock, and an alert that ends before it starts is refused.
@@ -211,7 +211,7 @@ def escaped(text: str, limit: int) -> str:
 def _facts(incident: Incident) -> dict[str, str]:
     facts = {
         "Cause": incident.cause.replace("_", " "),
-        "Advice": _advice(incident),
+        "Advice": advice_of(incident),
         "Since": _clock(incident.onset_ms),
         "Found": _clock(incident.opened_ms),
     }
@@ -256,7 +256,8 @@ def _state_word(item: OutboxItem) -> str:
             assert_never(item.transition)
 
 
-def _advice(incident: Incident) -> str:
+def advice_of(incident: Incident) -> str:
+    """What to do, for people."""
     advice = incident.advice.replace("_", " ")
     if incident.advice == "rollback" and incident.rollback_to is not None:
         return f"roll back to version {incident.rollback_to}"

@@ -178,21 +178,23 @@ def _duration_ms(text: str) -> int:
 
 def _write(incident: Incident) -> None:
     from alerting.diagnosis import describe
+    from alerting.payloads import advice_of
 
     say(f"{incident.title}\n{incident.reason}\n")
     facts = {
         "id": incident.id,
         "state": incident.state,
         "severity": incident.severity,
-        "cause": incident.cause,
-        "advice": incident.advice + (f" to {incident.rollback_to}" if incident.rollback_to else ""),
+        "cause": incident.cause.replace("_", " "),
+        "advice": advice_of(incident),
         "since": _utc(incident.onset_ms),
         "acknowledged": incident.acknowledged_by or "",
     }
     for name, value in facts.items():
-        say(f"{name:<13} {value}")
+        if value:
+            say(f"{name:<13} {value}")
     evidence = [
-        {"evidence": describe(e), "feature": e.feature, "version": e.version, "segment": e.segment}
+        {"feature": e.feature, "segment": e.segment, "version": e.version, "evidence": describe(e)}
         for e in incident.evidence
     ]
     for rows in (evidence, [{"when": _utc(x.at_ms), "what": x.what} for x in incident.timeline]):
