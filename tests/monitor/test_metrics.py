@@ -56,7 +56,8 @@ def test_every_label_value_starts_at_zero() -> None:
             assert (
                 f'driftline_verdicts_total{{kind="{kind}",status="{status}"}} 0.0' in fresh.stdout
             )
-    assert set(metrics.OUTCOMES) == {"delivered", "refused", "expired", "disabled", "dry_run"}
+    finals = {"delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"}
+    assert set(metrics.OUTCOMES) == finals
 
 
 def test_metrics_are_served_on_the_port_and_off_at_zero() -> None:
