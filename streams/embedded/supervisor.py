@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -45,12 +46,18 @@ LOOPBACK: Final = "127.0.0.1"
 _POLL_S: Final = 0.02
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(*, other_than: int = 0) -> int:
+    """A port of the loopback address that nobody listens on at this moment, below the kernel's ephemeral range (32768 and up).
+
+    From that range any client may be given the port before its owner listens; and one that reconnects while its server is away can be
+    given the server's own port as its source, connect to itself, and keep the server from coming back.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            if port != other_than:
+                return port
 
 
 def is_free(port: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -17,12 +16,13 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+
+from streams.embedded.supervisor import free_port
 
 _HERE: Final = Path(__file__).parent
 _CLUSTER_ID: Final = "ZHJpZnRsaW5lLXRlc3RzMQ"  # any 16 bytes in URL-safe base64
@@ -78,8 +78,8 @@ class KafkaBroker:
         self._jars = jars
         self._log = directory / "broker.log"
         self._guard: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
-        self._controller_port = _free_port(other_than=self.port)
+        self.port = free_port()
+        self._controller_port = free_port(other_than=self.port)
         self._format()
 
     @property
@@ -237,20 +237,6 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, *, until: Callable
 
 def _java(jars: Path) -> list[str]:
     return ["java", *_JVM, "-cp", f"{jars}/*"]
-
-
-def _free_port(*, other_than: int = 0) -> int:
-    """A port below the kernel's ephemeral range (32768 and up).
-
-    From that range a client that reconnects while the broker is down can be given the broker's own port as its
-    source, connect to itself, and keep the broker from coming back.
-    """
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port != other_than:
-                return port
 
 
 def _listens(port: int) -> bool:
