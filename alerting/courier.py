@@ -19,14 +19,11 @@ from alerting.pipelines import action_request
 from alerting.requests import Mail, Request, Resolve
 from monitor.spec import ActionSpec, ModelSpec
 from monitor.targets import NotifyTarget
-from monitor.wire import Delivery, OutboxItem
+from monitor.wire import Delivery, DeliveryOutcome, OutboxItem
 
 logger = logging.getLogger(__name__)
 
 SpecOf: TypeAlias = Callable[[str], ModelSpec | None]
-FinalOutcome: TypeAlias = Literal[
-    "delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"
-]
 FIRST_WAIT_S: Final = 1.0
 STALE_S: Final = 900.0  # older news is replaced by newer news of the same incident
 LONGEST_WAIT_S: Final = 300.0  # PagerDuty asks for "a few minutes" when it throttles
@@ -131,7 +128,7 @@ class Courier:
         return max(longest * float(self.rng.uniform(0.5, 1.0)), asked_s or 0.0)
 
     def _done(
-        self, item: OutboxItem, outcome: FinalOutcome, attempts: int, detail: str
+        self, item: OutboxItem, outcome: DeliveryOutcome, attempts: int, detail: str
     ) -> Delivery:
         return Delivery(
             id=item.id,
@@ -153,7 +150,7 @@ def target_of(item: OutboxItem, spec: ModelSpec) -> NotifyTarget | ActionSpec | 
         case "rollback":
             return spec.actions.rollback
         case _:
-            return next((t for t in spec.notify if t.target == item.target), None)
+            return spec.told(item.target)
 
 
 def _message(
@@ -164,7 +161,7 @@ def _message(
     return notification(item, target, resolve, at_s=at_s)
 
 
-def _final(outcome: Outcome) -> FinalOutcome:
+def _final(outcome: Outcome) -> DeliveryOutcome:
     match outcome:
         case Outcome.DELIVERED:
             return "delivered"

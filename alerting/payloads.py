@@ -16,7 +16,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from alerting.diagnosis import describe
-from alerting.requests import Mail, Request, Resolve, json_request, rfc3339, signed_webhook
+from alerting.requests import Mail, Request, Resolve, bearer, json_request, rfc3339, signed_webhook
 from monitor.targets import (
     AlertmanagerTarget,
     EmailTarget,
@@ -119,9 +119,7 @@ def alerts_request(
 ) -> Request:
     """Incidents as alerts of Alertmanager: what fires lasts ``ALERT_LASTS_S`` from now, what is resolved ends now."""
     url = f"{resolve(target.url).rstrip('/')}/api/v2/alerts"
-    headers = {"content-type": "application/json"}
-    if target.token is not None:
-        headers["authorization"] = f"Bearer {resolve(target.token)}"
+    headers = {"content-type": "application/json", **bearer(target.token, resolve)}
     body = msgspec.json.encode([alert(incident, at_s) for incident in incidents])
     return Request(url, headers, body)
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from alerting.requests import Request, Resolve, rfc3339, signed_webhook
+from alerting.requests import Request, Resolve, bearer, rfc3339, signed_webhook
 from monitor.spec import ActionSpec
 from monitor.targets import (
     PLACEHOLDER,
@@ -144,8 +144,7 @@ def _http(item: OutboxItem, target: HttpTarget, resolve: Resolve) -> Request:
     url = resolve(target.url)
     check_template(url)  # one behind a reference was not seen before
     headers = {name.lower(): resolve(value) for name, value in target.headers.items()}
-    if target.token is not None:
-        headers["authorization"] = f"Bearer {resolve(target.token)}"
+    headers |= bearer(target.token, resolve)
     body = known if target.body is None else _filled(target.body, known)
     return Request(
         _placed(url, lambda name: quote(known[name], safe="")),
@@ -164,15 +163,13 @@ def _call(
     token: str | None,
     resolve: Resolve,
     *,
-    headers: dict[str, str] | None = None,
-    done: frozenset[int] = frozenset(),
-    repeatable: bool = True,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> Request:
-    sent = {"content-type": "application/json", **(headers or {}), **_keys(item)}
-    if token is not None:
-        sent["authorization"] = f"Bearer {resolve(token)}"
+    """A request of JSON under a service's address; ``more`` is of ``Request``."""
+    sent = {"content-type": "application/json", **(headers or {})} | _keys(item)
     url = resolve(base).rstrip("/") + path
-    return Request(url, sent, msgspec.json.encode(body), done=done, repeatable=repeatable)
+    return Request(url, sent | bearer(token, resolve), msgspec.json.encode(body), **more)
 
 
 def _patch(
@@ -182,13 +179,10 @@ def _patch(
     body: dict[str, Any],
     resolve: Resolve,
 ) -> Request:
-    headers = {
-        "content-type": "application/merge-patch+json",
-        "authorization": f"Bearer {resolve(target.token)}",
-        **_keys(item),
-    }
-    url = resolve(target.url).rstrip("/") + path
-    return Request(url, headers, msgspec.json.encode(body), method="PATCH")
+    """A merge patch of an object of Kubernetes."""
+    kind = {"content-type": "application/merge-patch+json"}
+    url, token = target.url, target.token
+    return _call(item, url, path, body, token, resolve, headers=kind, method="PATCH")
 
 
 def _keys(item: OutboxItem) -> dict[str, str]:

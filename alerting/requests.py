@@ -116,6 +116,11 @@ def json_request(url: str, body: Mapping[str, Any], webhook_id: str) -> Request:
     return Request(url, headers, msgspec.json.encode(body))
 
 
+def bearer(token: str | None, resolve: Resolve) -> dict[str, str]:
+    """The header of a token behind a reference; none without one."""
+    return {} if token is None else {"authorization": f"Bearer {resolve(token)}"}
+
+
 def sign(secret: str, webhook_id: str, at_s: int, body: bytes) -> str:
     """The ``webhook-signature`` of Standard Webhooks: ``v1,`` and the base64 of HMAC-SHA256 over ``id.timestamp.body``.
 

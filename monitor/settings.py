@@ -337,7 +337,6 @@ class DispatcherSettings(_Group):
         gt=0,
         description="Delivery is retried for this long, then given up as expired.",
     )
-
     heartbeat_url: SecretStr = Field(
         default=SecretStr(""),
         description="Address that is called while the dispatcher works: who hears nothing raises the alarm.",

@@ -196,6 +196,10 @@ class ModelSpec(_Strict):
                 raise ValueError(f"segment {i + 1} is neither a feature nor tags.NAME")
         return self
 
+    def told(self, name: str) -> NotifyTarget | None:
+        """The notify target of a name; ``None`` if there is none."""
+        return next((target for target in self.notify if target.target == name), None)
+
     @model_validator(mode="after")
     def _vectors(self) -> Self:
         embeddings = sum(f.type == "embedding" for f in self.features.values())

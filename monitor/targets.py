@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -222,9 +222,35 @@ Acting: TypeAlias = (
 )
 
 
-class NotifyTarget(_Strict):
+class _OneOf(_Strict):
+    """A choice: exactly one of its optional fields is given."""
+
+    _what: ClassVar[str]
+
+    @classmethod
+    def _kinds(cls) -> list[str]:
+        return [name for name, field in cls.model_fields.items() if field.default is None]
+
+    def _given(self) -> list[str]:
+        return [name for name in self._kinds() if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self._given()) != 1:
+            *some, last = self._kinds()
+            raise ValueError(f"{self._what} has exactly one of {', '.join(some)} and {last}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of them it is."""
+        return self._given()[0]
+
+
+class NotifyTarget(_OneOf):
     """One target. ``name`` tells two of one kind apart; it defaults to the kind."""
 
+    _what: ClassVar[str] = "a notify entry"
     name: str = Field(default="", max_length=64)
     slack: SlackTarget | None = None
     teams: TeamsTarget | None = None
@@ -232,16 +258,6 @@ class NotifyTarget(_Strict):
     alertmanager: AlertmanagerTarget | None = None
     email: EmailTarget | None = None
     webhook: WebhookTarget | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        _exactly_one(self, "a notify entry")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Which of them it is."""
-        return _given(self)[0]
 
     @property
     def chosen(self) -> Notified:
@@ -259,9 +275,10 @@ _EITHER: Final = frozenset({"webhook", "airflow", "argo_workflows", "github", "h
 _ROLLBACK: Final = frozenset({"mlflow", "argo_rollouts", "kserve"})
 
 
-class ActionTarget(_Strict):
+class ActionTarget(_OneOf):
     """What carries an action out."""
 
+    _what: ClassVar[str] = "an action"
     webhook: WebhookTarget | None = None
     airflow: AirflowTarget | None = None
     argo_workflows: ArgoWorkflowsTarget | None = None
@@ -271,36 +288,11 @@ class ActionTarget(_Strict):
     kserve: KServeTarget | None = None
     http: HttpTarget | None = None
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        _exactly_one(self, "an action")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Which of them it is."""
-        return _given(self)[0]
-
     @property
     def chosen(self) -> Acting:
         """The one that is given."""
         found: Acting = getattr(self, self.kind)
         return found
-
-
-def _given(target: NotifyTarget | ActionTarget) -> list[str]:
-    return [name for name in _kinds(target) if getattr(target, name) is not None]
-
-
-def _kinds(target: NotifyTarget | ActionTarget) -> list[str]:
-    base = ActionTarget if isinstance(target, ActionTarget) else NotifyTarget
-    return [name for name in base.model_fields if name != "name"]
-
-
-def _exactly_one(target: NotifyTarget | ActionTarget, what: str) -> None:
-    if len(_given(target)) != 1:
-        *some, last = _kinds(target)
-        raise ValueError(f"{what} has exactly one of {', '.join(some)} and {last}")
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -38,6 +38,9 @@ Cause = Literal[
 Advice = Literal["fix_data", "watch", "retrain", "rollback", "page", "investigate"]
 IncidentState = Literal["pending", "firing", "resolved"]
 Severity = Literal["critical", "error", "warning", "info"]
+DeliveryOutcome = Literal[
+    "delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"
+]
 Transition = Literal["fired", "changed", "acknowledged", "resolved", "action"]
 
 
@@ -251,9 +254,7 @@ class Delivery(msgspec.Struct, frozen=True, tag="delivery"):
     incident_id: str
     target: str
     action: str
-    outcome: Literal[
-        "delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"
-    ]
+    outcome: DeliveryOutcome
     attempts: int
     at_ms: int
     detail: str = ""

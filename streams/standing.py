@@ -12,11 +12,10 @@ from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
-from alerting.courier import Sends
+from alerting.courier import Sends, SpecOf
 from alerting.delivery import Outcome
 from alerting.payloads import alerts_request
 from alerting.requests import Resolve
-from monitor.spec import ModelSpec
 from monitor.targets import AlertmanagerTarget
 from monitor.wire import Incident, OutboxItem
 
@@ -62,7 +61,7 @@ class Standing:
 
     def __init__(
         self,
-        spec_of: Callable[[str], ModelSpec | None],
+        spec_of: SpecOf,
         sender: Sends,
         resolve: Resolve,
         clock_s: Callable[[], float],
@@ -96,7 +95,7 @@ class Standing:
     def _target(self, place: Place) -> AlertmanagerTarget | None:
         model, name = place
         spec = self._spec_of(model)
-        found = next((t for t in spec.notify if t.target == name), None) if spec else None
+        found = spec.told(name) if spec is not None else None
         return found.alertmanager if found is not None else None
 
     async def _tell(
