@@ -32,6 +32,7 @@ Config: TypeAlias = dict[str, Any]
 EMBEDDED_SESSION_MS = 6_000
 SESSION_MS = 45_000
 
+_TAKEN_S: Final = 10.0  # for a broker to take what is written
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 # Switches which would turn off the check that the broker is the one that was meant.
@@ -171,25 +172,34 @@ def put(
     value: bytes,
     *,
     partition: int = -1,
-    timeout_s: float = 10.0,
 ) -> None:
     """Write one record, and wait until the broker has it.
 
     Raises:
         TransientError: the broker did not take it.
     """
+    record = {"topic": topic, "key": key, "value": value, "partition": partition}
+    write(Producer(producer_config(settings, logger)), settings.bootstrap, topic, [record])
+
+
+def write(
+    producer: Producer, bootstrap: str, what: str, records: Iterable[Mapping[str, Any]]
+) -> None:
+    """Produce records, and wait until the broker has them; ``what`` they are is named where it does not take them.
+
+    Raises:
+        TransientError: it did not take all of them.
+    """
     failures: list[str] = []
-    producer = Producer(producer_config(settings, logger))
-    producer.produce(
-        topic,
-        key=key,
-        value=value,
-        partition=partition,
-        on_delivery=lambda error, _: failures.append(error.str()) if error else None,
-    )
-    if producer.flush(timeout_s) or failures:
-        why = "; ".join(failures) or "no answer"
-        raise TransientError(f"the broker at {settings.bootstrap} did not take {topic}: {why}")
+    for record in records:
+        producer.produce(
+            **record,
+            on_delivery=lambda error, _: failures.append(error.str()) if error else None,
+        )
+        producer.poll(0)
+    if producer.flush(_TAKEN_S) or failures:
+        why = "; ".join(dict.fromkeys(failures)) or "no answer"
+        raise TransientError(f"the broker at {bootstrap} did not take {what}: {why}")
 
 
 def transaction_timeout_ms(settings: KafkaSettings) -> int:

@@ -68,7 +68,7 @@ def write_backtest(report: Mapping[str, Any], *, as_json: bool) -> None:
         {
             "incident": seen[0]["name"],
             "kind": episode["kind"],
-            "from": _utc(episode["start_ms"]),
+            "from": utc(episode["start_ms"]),
             **dict(zip(rules, map(_sighting, seen), strict=True)),
         }
         for episode, seen in episodes
@@ -76,7 +76,7 @@ def write_backtest(report: Mapping[str, Any], *, as_json: bool) -> None:
     if rows:
         write_rows(rows, as_json=False)
     say(
-        f"\n{report['model']}, {_utc(report['from_ms'])} to {_utc(report['to_ms'])}:"
+        f"\n{report['model']}, {utc(report['from_ms'])} to {utc(report['to_ms'])}:"
         f" {report['windows']:,} windows judged, {report['left_out']:,} left out"
         " (of another reference or window size).\n"
         "A month has 30 days. By chance: a budget is what it says; for a fixed limit, the breaches that the reference's own"
@@ -185,7 +185,8 @@ def _days(ms: int) -> str:
     return f"{ms / 86_400_000:,.3g} d"
 
 
-def _utc(at_ms: int) -> str:
+def utc(at_ms: int) -> str:
+    """A time to the minute."""
     return datetime.fromtimestamp(at_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M")
 
 

@@ -50,7 +50,7 @@ from monitor.errors import IncompatibleError, TransientError
 from monitor.settings import Settings
 from monitor.spec import ModelSpec
 from monitor.wire import Delivery, OutboxItem
-from streams import wiring
+from streams import clients, wiring
 from streams.clients import consumer_config, producer_config
 from streams.deadletter import dead_letter
 from streams.health import Watch, watching
@@ -170,7 +170,6 @@ class Dispatcher:
                 logger.warning("the heartbeat is not heard: %s", failed)
             said = failed
             await asyncio.sleep(chosen.heartbeat_s)
-        await asyncio.Event().wait()
 
     def _tell(self) -> None:
         """What is read counts, not what is committed: an item may wait a day for its receiver."""
@@ -293,17 +292,8 @@ class Dispatcher:
         headers: list[tuple[str, str | bytes | None]] | None = None,
         partition: int = -1,
     ) -> None:
-        failures: list[str] = []
-        self._producer.produce(
-            topic,
-            key=key,
-            value=value,
-            headers=headers or [],
-            partition=partition,
-            on_delivery=lambda error, _: failures.append(error.str()) if error else None,
-        )
-        if self._producer.flush(_TIMEOUT_S) or failures:
-            raise TransientError(f"the broker at {self._kafka.bootstrap} did not take {topic}")
+        record = {"key": key, "value": value, "headers": headers or [], "partition": partition}
+        clients.write(self._producer, self._kafka.bootstrap, topic, [{"topic": topic, **record}])
 
     def _commit(self, positions: dict[int, int]) -> None:
         moved = {p: at for p, at in positions.items() if self._committed.get(p) != at}

@@ -38,7 +38,7 @@ from monitor.settings import Settings
 from monitor.spec import ModelSpec
 from monitor.truth import Arrived, Range, Topic, Truth
 from monitor.wire import Performance
-from streams import wiring
+from streams import clients, wiring
 from streams.clients import consumer_config, producer_config
 from streams.health import Watch
 from streams.registry import Registry
@@ -333,18 +333,17 @@ class Broker:
         Raises:
             TransientError: it did not take all of them.
         """
-        failures: list[str] = []
-        for message in messages:
-            self._producer.produce(
-                self._topics.performance,
-                key=message.model,
-                value=wire.encode(message),
-                partition=partition_of(message.model, self._widths.state),
-                on_delivery=lambda error, _: failures.append(error.str()) if error else None,
-            )
-            self._producer.poll(0)
-        if self._producer.flush(_TIMEOUT_S) or failures:
-            raise TransientError(f"the broker at {self._bootstrap} did not take performance")
+        topic, width = self._topics.performance, self._widths.state
+        records = (
+            {
+                "topic": topic,
+                "key": message.model,
+                "value": wire.encode(message),
+                "partition": partition_of(message.model, width),
+            }
+            for message in messages
+        )
+        clients.write(self._producer, self._bootstrap, "performance", records)
 
     def close(self) -> None:
         """Leave."""

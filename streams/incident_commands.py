@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import getpass
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from monitor.errors import ConfigError
-from streams.console import say, write_json, write_rows
+from streams.console import say, utc, write_json, write_rows
 from streams.options import EXIT_FAILED, Config, Json, load, now_ms
 
 if TYPE_CHECKING:
@@ -71,23 +70,26 @@ def show(incident_id: Id, as_json: Json = False, config: Config = None) -> None:
         say("")
         write_rows(
             [
-                {"when": _utc(d.at_ms), "what": d.action, "to": d.target, "outcome": d.outcome, "": d.detail}
+                {"when": utc(d.at_ms), "what": d.action, "to": d.target, "outcome": d.outcome, "": d.detail}
                 for d in deliveries
             ],
             as_json=False,
         )  # fmt: skip
 
 
-@app.command()
-def acknowledge(
-    incident_id: Id,
-    comment: Comment = "",
-    author: Author = None,
-    as_json: Json = False,
-    config: Config = None,
-) -> None:
-    """Say that somebody looks after it: PagerDuty stops to wake people."""
-    _order("acknowledge", incident_id, comment, author, config, as_json=as_json)
+def _add_order(kind: Kind, help_: str) -> None:
+    @app.command(kind, help=help_)
+    def give(
+        incident_id: Id,
+        comment: Comment = "",
+        author: Author = None,
+        as_json: Json = False,
+        config: Config = None,
+    ) -> None:
+        _order(kind, incident_id, comment, author, config, as_json=as_json)
+
+
+_add_order("acknowledge", "Say that somebody looks after it: PagerDuty stops to wake people.")
 
 
 @app.command()
@@ -103,28 +105,11 @@ def silence(
     _order("silence", incident_id, comment, author, config, as_json=as_json, lasts=for_)
 
 
-@app.command()
-def approve(
-    incident_id: Id,
-    comment: Comment = "",
-    author: Author = None,
-    as_json: Json = False,
-    config: Config = None,
-) -> None:
-    """Let the advised retrain or rollback go out; cooldown, daily cap and clean data are still required."""
-    _order("approve", incident_id, comment, author, config, as_json=as_json)
-
-
-@app.command()
-def reject(
-    incident_id: Id,
-    comment: Comment = "",
-    author: Author = None,
-    as_json: Json = False,
-    config: Config = None,
-) -> None:
-    """Decline the advised retrain or rollback, for this incident."""
-    _order("reject", incident_id, comment, author, config, as_json=as_json)
+_add_order(
+    "approve",
+    "Let the advised retrain or rollback go out; cooldown, daily cap and clean data are still required.",
+)
+_add_order("reject", "Decline the advised retrain or rollback, for this incident.")
 
 
 def _order(
@@ -187,7 +172,7 @@ def _write(incident: Incident) -> None:
         "severity": incident.severity,
         "cause": incident.cause.replace("_", " "),
         "advice": advice_of(incident),
-        "since": _utc(incident.onset_ms),
+        "since": utc(incident.onset_ms),
         "acknowledged": incident.acknowledged_by or "",
     }
     for name, value in facts.items():
@@ -197,7 +182,7 @@ def _write(incident: Incident) -> None:
         {"feature": e.feature, "segment": e.segment, "version": e.version, "evidence": describe(e)}
         for e in incident.evidence
     ]
-    for rows in (evidence, [{"when": _utc(x.at_ms), "what": x.what} for x in incident.timeline]):
+    for rows in (evidence, [{"when": utc(x.at_ms), "what": x.what} for x in incident.timeline]):
         if rows:
             say("")
             write_rows(rows, as_json=False)
@@ -206,7 +191,7 @@ def _write(incident: Incident) -> None:
 def _row(incident: Incident) -> dict[str, object]:
     return {
         "id": incident.id[:8],
-        "opened": _utc(incident.opened_ms),
+        "opened": utc(incident.opened_ms),
         "state": incident.state,
         "severity": incident.severity,
         "model": incident.model,
@@ -215,7 +200,3 @@ def _row(incident: Incident) -> dict[str, object]:
         "advice": incident.advice.replace("_", " "),
         "acknowledged": incident.acknowledged_by or "",
     }
-
-
-def _utc(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1_000, UTC):%Y-%m-%d %H:%M}"
