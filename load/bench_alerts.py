@@ -28,6 +28,8 @@ import numpy as np
 from confluent_kafka import Message, Producer
 from typing_extensions import override
 
+from load.chaos.cluster import SECRET
+from load.chaos.workload import SECRET_VARIABLE, START_MS
 from load.markdown import table
 from monitor import wire
 from monitor.environment import environment
@@ -40,9 +42,6 @@ from streams.models import Model
 from streams.topics import partition_of
 from tests.kafka.broker import KafkaBroker, fetch_jars
 
-SECRET: Final = "whsec_Y2hhb3MgaXMgYSBsYWRkZXIgYnV0IG5vdCBvdXJz"  # noqa: S105  # of a receiver on loopback
-VARIABLE: Final = "BENCH_WEBHOOK_SECRET"
-START_MS: Final = 1_772_323_200_000
 HOUR_MS: Final = 3_600_000
 _WIDTH: Final = 4
 _PATIENCE_S: Final = 60.0
@@ -124,7 +123,7 @@ def measure(incidents: int, directory: Path) -> Found:
         _prepare(settings, [*names, *warm], receiver.url)
         supervisor = stack.enter_context(Supervisor(directory / "logs"))
         for role in ("detector", "dispatcher"):
-            variables = environment(settings) | {VARIABLE: SECRET, "DRIFTLINE_CONFIG": ""}
+            variables = environment(settings) | {SECRET_VARIABLE: SECRET, "DRIFTLINE_CONFIG": ""}
             argv = (sys.executable, "-m", "streams", "run", role)
             supervisor.start(Child(role, argv, variables))
         _write(settings, warm)
@@ -140,7 +139,7 @@ def measure(incidents: int, directory: Path) -> Found:
 def _prepare(settings: Settings, names: Sequence[str], url: str) -> None:
     kafka, places = wiring.kafka(settings), wiring.topics(settings)
     topics.create(clients.admin(kafka, logger), places, wiring.widths(settings))
-    hook = {"webhook": {"url": url, "secret": f"env:{VARIABLE}"}}
+    hook = {"webhook": {"url": url, "secret": f"env:{SECRET_VARIABLE}"}}
     for name in names:
         spec = parse_spec({"model": name, "notify": [hook]}, origin="bench")
         models.publish(kafka, places, Model(spec, None), logger)

@@ -15,7 +15,7 @@ from load.chaos.__main__ import MUTANT_EVENTS, mutated
 from load.chaos.mutants import MUTANTS
 from load.chaos.trial import Arena, Verdict, arena
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("kafka_factory"), pytest.mark.timeout(900)]
 SEED = 11
 CONTROLS = {
     "control": {"steps", "insert", "profiles"},

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from load.chaos import feed as feeds
 from load.chaos import tape
 from load.chaos.feed import Feed
+from load.chaos.records import by_partition, read
+from monitor.settings import KafkaSettings, Settings
 
 COUNT, WIDTH = 5_000, 2
 
@@ -54,22 +56,7 @@ def test_a_producer_that_never_sends_again_is_replaced_and_each_message_is_there
     feed.join()
     assert feed.replaced == 1
     assert feed.sent == dict.fromkeys(range(WIDTH), COUNT // WIDTH)
+    found = by_partition(read(Settings(kafka=KafkaSettings(bootstrap=kafka)), topic))
     for partition in range(WIDTH):
-        assert read(kafka, topic, partition) == [b"%d" % i for i in range(partition, COUNT, WIDTH)]
-
-
-def read(kafka: str, topic: str, partition: int) -> list[bytes]:
-    consumer = Consumer(
-        {"bootstrap.servers": kafka, "group.id": "look", "enable.partition.eof": True}
-    )
-    consumer.assign([TopicPartition(topic, partition, 0)])
-    found: list[bytes] = []
-    while True:
-        message = consumer.poll(10)
-        assert message is not None
-        error = message.error()
-        if error is not None:
-            assert error.code() == KafkaError._PARTITION_EOF
-            consumer.close()
-            return found
-        found.append(message.value() or b"")
+        values = [message.value() for message in found[partition]]
+        assert values == [b"%d" % i for i in range(partition, COUNT, WIDTH)]

@@ -5,18 +5,10 @@ from __future__ import annotations
 import pytest
 
 from load.chaos.__main__ import main
-from tests.kafka.broker import KafkaUnavailableError, fetch_jars
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
+# The factory says where there is no Kafka; the run starts a broker of its own.
+pytestmark = [pytest.mark.usefixtures("kafka_factory"), pytest.mark.timeout(900)]
 SEED = 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kafka() -> None:
-    try:
-        fetch_jars()
-    except KafkaUnavailableError as err:
-        pytest.skip(str(err))
 
 
 def test_nothing_is_lost_or_counted_twice(capsys: pytest.CaptureFixture[str]) -> None:
