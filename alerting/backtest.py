@@ -99,7 +99,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """What one rule made of the history.
 
     Attributes:
-        pages: incidents that opened, by opening.
+        pages: incidents that opened, or opened again, by opening.
         pages_per_month: a month has 30 days.
         open_share: part of the time in which at least one incident was open. Few pages are no merit of a rule that never falls silent.
         expected_per_month: false alarms that chance alone makes. For a budget that is the budget, with the shares of panes and labels, which
@@ -145,7 +145,7 @@ class _Tally:
 
     rule: Rule
     book: Book
-    pages: dict[str, Page] = field(default_factory=dict)
+    pages: dict[tuple[str, int | None], Page] = field(default_factory=dict)
     expected: float = 0.0
     breaches: int = 0
     verdicts: int = 0
@@ -161,20 +161,21 @@ class _Tally:
 
     def _note(self, change: Change) -> None:
         incident = change.incident
+        key = incident.id, incident.reopened_ms
         if change.transition == "fired":
-            self.pages[incident.id] = Page(
+            self.pages[key] = Page(
                 id=incident.id,
                 family=change.case.family,
                 cause=incident.cause,
                 title=incident.title,
                 onset_ms=incident.onset_ms,
-                opened_ms=incident.opened_ms,
+                opened_ms=incident.reopened_ms or incident.opened_ms,
                 resolved_ms=None,
                 features=sorted({e.feature for e in incident.evidence if e.feature}),
             )
         elif change.transition == "resolved":
-            known = self.pages[incident.id]
-            self.pages[incident.id] = replace(known, resolved_ms=incident.resolved_ms)
+            known = self.pages[key]
+            self.pages[key] = replace(known, resolved_ms=incident.resolved_ms)
 
 
 class Backtest:

@@ -49,6 +49,9 @@ class Rules:
         max_series: (source, version, segment, size) whose judged windows are known.
         remembered: judged windows of a series that a repeat is recognised by; older ones are history.
         fault_memory_ms: how long a resolved fault still explains windows that overlap it: labels come late.
+        max_hold_ms: an incident that comes back within its hold is opened again, and its hold doubles, up to this: what comes and goes
+            every other day is told of a few times in a month, not fifteen.
+        max_closed: resolved incidents that may be opened again.
     """
 
     panes_to_fire: int = 2
@@ -63,6 +66,8 @@ class Rules:
     remembered: int = 16
     fault_memory_ms: int = 90 * DAY_MS
     max_faults: int = 32
+    max_hold_ms: int = 30 * DAY_MS
+    max_closed: int = 16
 
     def __post_init__(self) -> None:
         """Refuse rules under which nothing could fire, or everything would."""
@@ -156,6 +161,7 @@ class Book(msgspec.Struct, frozen=True):
 
     ``complete_ms`` by stream: every verdict of a window that ended by then has come. ``decided_ms`` is the clock, one
     per stream: the latest end that was decided. ``offsets`` is the value fence: the last applied offset by topic.
+    ``closed`` are the cases, without their members, that were resolved last and may be opened again.
     """
 
     model: str
@@ -173,6 +179,7 @@ class Book(msgspec.Struct, frozen=True):
     faults: list[Fault] = []
     acted: list[Acted] = []
     closed_ids: list[str] = []
+    closed: dict[str, Case] = {}
 
     def copy(self) -> Book:
         """A book whose containers may be changed without changing this one."""

@@ -67,6 +67,46 @@ def open_case(book: Book, finding: Finding) -> Case:
     return Case(finding.family, incident, {}, 0, finding.certain_ms)
 
 
+def reopened(entry: Case, finding: Finding, rules: Rules) -> Case:
+    """A resolved case that is open again: the same incident with fresh evidence, told anew, and watched twice as long before it is over.
+
+    It is somebody's again only when somebody says so, and an action may be asked for once more, in a decision of its own.
+    """
+    incident = entry.incident
+    incident = replace(
+        incident,
+        state="firing",
+        onset_ms=finding.broken_from_ms,
+        resolved_ms=None,
+        reopened_ms=max(finding.window.end_ms, incident.resolved_ms or 0),
+        rollback_to=finding.rollback_to,
+        acknowledged_by=None,
+    )
+    hold_ms = max(entry.hold_ms, min(2 * entry.hold_ms, rules.max_hold_ms))
+    return Case(
+        entry.family,
+        incident,
+        {},
+        hold_ms,
+        finding.certain_ms,
+        silenced_until_ms=entry.silenced_until_ms,
+    )
+
+
+def may_reopen(entry: Case, finding: Finding) -> bool:
+    """Whether a breach continues a resolved case: it came within its hold, and is of the same release, or of a field that was broken."""
+    incident = entry.incident
+    if entry.family != finding.family or incident.resolved_ms is None:
+        return False
+    if finding.window.end_ms - incident.resolved_ms > entry.hold_ms:
+        return False
+    if entry.family == "release":
+        return incident.version == finding.window.version
+    if entry.family == "quality":
+        return any(e.feature == finding.verdict.feature for e in incident.evidence)
+    return True
+
+
 def with_member(entry: Case, finding: Finding, rules: Rules) -> Case:
     """The case with one more breach: the latest of each signal counts, and the weakest signal goes when it is full."""
     window, verdict = finding.window, finding.verdict

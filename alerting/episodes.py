@@ -33,7 +33,7 @@ class Episode(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """An incident that opened, as it was told: its cause and the features of its evidence at that moment."""
+    """An incident that opened, or opened again, as it was told: its cause and the features of its evidence at that moment."""
 
     id: str
     family: str

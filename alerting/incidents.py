@@ -4,10 +4,13 @@ Time is event time: the ends of windows. Nothing here reads a clock, so a replay
 
     signals:    ok ──breach──► pending (a streak of panes) ──► firing ──hold without a breach──► resolved
     incident:                                                 fired ───► changed cause ────────► resolved
+                                                                ▲                                   │
+                                                                └─────── a breach soon after ───────┘
 
 A pending incident is a streak in the book and is not published: most never fire. ``no_data`` holds every state.
 An incident's identity is model, version, family and opening time. The cause may change inside it, when labels show what a
-drift meant; the identity does not. While it is open, or within its hold, a breach continues it.
+drift meant; the identity does not. While it is open, a breach continues it; one that comes within the hold after its
+end opens it again, with a hold twice as long: what flaps is told less and less.
 
 Invariants: at most one open incident of an identity, and of each of the families outage, drift and service; one
 release incident per version; a message that was seen changes nothing; messages that end together may come in any order.
@@ -38,13 +41,15 @@ from alerting.cases import (
     fault_of,
     is_over,
     mark_clean,
+    may_reopen,
     noted,
     open_case,
+    reopened,
     restated,
     summary_of,
     with_member,
 )
-from alerting.diagnosis import diagnose
+from alerting.diagnosis import Diagnosis, diagnose
 from monitor.wire import Command, Incident, Transition, Verdicts
 
 DEFAULT_RULES: Final = Rules()
@@ -214,13 +219,23 @@ def _join(book: Book, finding: Finding, rules: Rules, fired: list[str], grown: s
         if len(book.open) >= rules.max_open:
             book.counters["not_opened"] = book.counters.get("not_opened", 0) + 1
             return
-        entry = open_case(book, finding)
+        entry = _opened(book, finding, rules)
         fired.append(entry.incident.id)
     elif finding.signal not in entry.members:
         if not finding.sustained:
             return
         grown.add(entry.incident.id)
     book.open[entry.incident.id] = with_member(entry, finding, rules)
+
+
+def _opened(book: Book, finding: Finding, rules: Rules) -> Case:
+    """A case for a breach: the last one that is over and that it continues, or a new one."""
+    lately = [entry for entry in book.closed.values() if may_reopen(entry, finding)]
+    if not lately:
+        return open_case(book, finding)
+    entry = max(lately, key=lambda e: (e.incident.resolved_ms or 0, e.incident.id))
+    del book.closed[entry.incident.id]
+    return reopened(entry, finding, rules)
 
 
 def _home(book: Book, finding: Finding, rules: Rules) -> Case | None:
@@ -250,8 +265,8 @@ def _settle(
     blocked = any(book.cases(family) for family in ("quality", "outage"))
     for name, entry in book.open.items():
         summary = summary_of(book, entry)
-        found = diagnose(summary)
         before = entry.incident
+        found = diagnose(summary) if name in fired else _kept(diagnose(summary), before)
         same = (before.cause, before.advice, before.severity, before.retrain_blocked) == (
             found.cause,
             found.advice,
@@ -264,13 +279,21 @@ def _settle(
         transition: Transition | None = None
         if name in fired:
             transition = "fired"
-            entry = noted(entry, end_ms, f"fired: {found.title}")
+            again = "" if before.reopened_ms is None else " again"
+            entry = noted(entry, end_ms, f"fired{again}: {found.title}")
         elif found.cause != before.cause:
             transition = "changed"
             entry = noted(entry, end_ms, f"cause changed from {before.cause} to {found.cause}")
         book.open[name] = entry
         changes.append(Change(transition, entry))
     return changes
+
+
+def _kept(found: Diagnosis, before: Incident) -> Diagnosis:
+    """What was known stays: performance that recovers while the hold lasts does not make its fall unknown."""
+    if found.cause != "unknown" or before.cause == "unknown":
+        return found
+    return Diagnosis(before.cause, before.advice, before.severity, before.title, before.reason)
 
 
 def _resolve(book: Book, entry: Case, rules: Rules) -> Change:
@@ -280,7 +303,11 @@ def _resolve(book: Book, entry: Case, rules: Rules) -> Change:
     incident = replace(entry.incident, state="resolved", resolved_ms=now_ms)
     entry = replace(entry, incident=incident)
     del book.open[incident.id]
-    book.closed_ids[:] = [*book.closed_ids, incident.id][-rules.max_faults :]
+    others = [name for name in book.closed_ids if name != incident.id]
+    book.closed_ids[:] = [*others, incident.id][-rules.max_faults :]
+    book.closed[incident.id] = replace(entry, members={})
+    if len(book.closed) > rules.max_closed:
+        del book.closed[next(iter(book.closed))]
     if entry.family in FAULT_FAMILIES:
         book.faults.append(fault_of(entry, over_ms))
         horizon = book.now_ms - rules.fault_memory_ms

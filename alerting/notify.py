@@ -148,12 +148,15 @@ def decide_action(
 
 
 def _refusal(name: ActionName, incident: Incident, history: ActionHistory) -> ActionDecision | None:
+    since_ms = incident.reopened_ms or 0
     reasons = (
         (incident.advice != name, ActionDecision.NOT_ADVISED),
         (incident.state != "firing", ActionDecision.NOT_FIRING),
         (name == "rollback" and incident.rollback_to is None, ActionDecision.NO_TARGET),
         (
-            any(past.incident_id == incident.id for past in history.acted),
+            any(
+                past.incident_id == incident.id and past.at_ms >= since_ms for past in history.acted
+            ),
             ActionDecision.ALREADY_ASKED,
         ),
         (history.rejected, ActionDecision.REJECTED),
@@ -180,8 +183,10 @@ def _limit(spec: ActionSpec, incident: Incident, history: ActionHistory) -> Acti
 def outbox_id(incident: Incident, transition: Transition, target: str, action: str) -> str:
     """Idempotency key at the receiver: the same over repeats, retries and replays. It has no dot, as webhooks need."""
     cause = incident.cause if transition == "changed" else ""
-    text = "\x1f".join((incident.id, transition, target, action, cause))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    parts = [incident.id, transition, target, action, cause]
+    if incident.reopened_ms is not None:
+        parts.append(str(incident.reopened_ms))
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
 def plan(

@@ -234,6 +234,7 @@ class Incident(msgspec.Struct, frozen=True, tag="incident"):
     acknowledged_by: str | None = None
     evidence: list[Evidence] = []
     timeline: list[TimelineEntry] = []
+    reopened_ms: int | None = None  # it was over, and came back: then ``onset_ms`` is of this time
 
 
 class OutboxItem(msgspec.Struct, frozen=True, tag="outbox"):

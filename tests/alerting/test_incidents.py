@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from alerting.book import Book, Rules, decode_book, encode_book, share_rows
-from alerting.incidents import Change, command, step
+from alerting.incidents import DEFAULT_RULES, Change, command, step
 from alerting.notify import plan
 from monitor.errors import IncompatibleError
 from monitor.wire import Command, OutboxItem, Verdict, Verdicts
@@ -55,7 +55,10 @@ def play(score: str, *, pane: bool = False) -> str:
     [
         ("....", "----"),
         ("DDD.", "F--R"),  # one day without a breach: the hold
-        ("D.D.", "FRFR"),
+        ("D.D.", "FRF-"),  # it came back: watched for two days now
+        ("D.D.D.D.D....", "FRF-------R--"),
+        ("D.D..D..........", "FRF-RF---R------"),
+        ("D...D...", "FR--FR--"),  # after its hold it is another incident
         ("Dnnn.", "F---R"),  # no data is not clean
         ("nnnD", "---F"),
     ],
@@ -88,6 +91,48 @@ def test_two_gusts_with_quiet_hours_between_them_are_no_incident() -> None:
         for hour in (0, 5, 9)  # clean panes are not reported
     ]
     assert told(run(hours)[1]) == []
+
+
+def test_what_comes_back_soon_is_the_same_incident_with_a_timeline_of_both_times() -> None:
+    days = [
+        judged(verdict(status="breach" if d in "D" else "ok"), day=i, closes=True)
+        for i, d in enumerate("D.D..")
+    ]
+    book, changes = run(days[:1])
+    book, _ = command(book, Command("acknowledge", MODEL, last(changes).id, "ada", START))
+    _, more = run(days[1:], book)
+    assert len({c.incident.id for c in [*changes, *more]}) == 1
+    again = next(c.incident for c in more if c.transition == "fired")
+    assert (again.onset_ms, again.reopened_ms) == (START + 2 * DAY, START + 3 * DAY)
+    assert again.acknowledged_by is None
+    assert [entry.what.split(":")[0] for entry in last(more).timeline] == [
+        "fired", "acknowledge by ada", "resolved", "fired again", "resolved",
+    ]  # fmt: skip
+
+
+def test_a_fault_of_another_field_does_not_open_an_older_one_again() -> None:
+    wind = [judged(fault(), closes=True), judged(fault("ok"), day=1, closes=True)]
+    later = judged(fault(feature="visib"), fault("ok"), day=2, closes=True)
+    _, changes = run([*wind, later])
+    assert [c.transition for c in changes] == ["fired", "resolved", "fired"]
+    assert changes[0].incident.id != changes[2].incident.id
+
+
+def test_performance_that_recovers_does_not_make_its_fall_unknown() -> None:
+    falls = judged(labels(), source="performance", size_ms=7 * DAY, closes=True)
+    holds = [
+        judged(
+            labels("ok"),
+            source="performance",
+            size_ms=7 * DAY,
+            start_ms=START + i * 7 * DAY,
+            closes=True,
+        )
+        for i in (1, 2)
+    ]
+    _, changes = run([falls, *holds])
+    assert told(changes) == [("fired", "7", "concept_drift"), ("resolved", "7", "concept_drift")]
+    assert last(changes).advice == "retrain"
 
 
 def test_a_week_that_broke_holds_the_incident_until_the_next_week_is_judged() -> None:
@@ -469,9 +514,11 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.book = Book(MODEL)
         self.day = 0
-        self.fired: set[str] = set()
-        self.resolved: set[str] = set()
+        self.fired: dict[str, int] = {}
+        self.resolved: dict[str, int] = {}
+        self.holds: dict[str, int] = {}
         self.sent: list[OutboxItem] = []
+        self.asked: list[tuple[str, int]] = []
         self.seen: list[Verdicts] = []
 
     def apply(self, message: Verdicts) -> None:
@@ -486,16 +533,20 @@ class Histories(RuleBasedStateMachine):
     ) -> None:
         for change in changes:
             name = change.incident.id
+            times = self.fired.get(name, 0), self.resolved.get(name, 0)
             if change.transition == "fired":
-                assert name not in self.fired, "an identity fires once"
-                self.fired.add(name)
+                assert times[0] == times[1], "an identity fires when it is not open"
+                held = self.holds.get(name, 0)
+                assert change.case.hold_ms >= min(2 * held, DEFAULT_RULES.max_hold_ms)
+                self.fired[name] = times[0] + 1
             elif change.transition == "resolved":
-                assert name in self.fired, "resolve follows fire"
-                assert name not in self.resolved
-                self.resolved.add(name)
+                assert times[0] == times[1] + 1, "resolve follows fire"
+                self.resolved[name] = times[1] + 1
+            self.holds[name] = change.case.hold_ms
         if quality or self.book.cases("quality"):
             assert all(item.action != "retrain" for item in items)
         self.sent += items
+        self.asked += [(i.action, self.book.now_ms) for i in items if i.action != "notify"]
 
     @rule(windows=st.lists(WINDOWS, min_size=1, max_size=4))
     def a_day(self, windows: list[dict[str, object]]) -> None:
@@ -520,14 +571,27 @@ class Histories(RuleBasedStateMachine):
             assert len(self.book.cases(family)) <= 1
         releases = [case.incident.version for case in self.book.cases("release")]
         assert len(releases) == len(set(releases))
-        assert set(self.book.open) == self.fired - self.resolved
+        assert set(self.book.open) == {
+            n for n in self.fired if self.fired[n] > self.resolved.get(n, 0)
+        }
+        assert not self.book.open.keys() & self.book.closed.keys()
 
     @invariant()
     def nothing_is_asked_for_twice(self) -> None:
         ids = [item.id for item in self.sent]
         assert len(ids) == len(set(ids))
-        actions = [(i.action, i.incident.id) for i in self.sent if i.action != "notify"]
+        actions = [
+            (i.action, i.incident.id, i.incident.reopened_ms)
+            for i in self.sent
+            if i.action != "notify"
+        ]
         assert len(actions) == len(set(actions))
+
+    @invariant()
+    def actions_cool_down(self) -> None:
+        for action in ("retrain", "rollback"):
+            times = [at_ms for name, at_ms in self.asked if name == action]
+            assert all(later - earlier >= DAY for earlier, later in itertools.pairwise(times))
 
     @invariant()
     def the_book_survives_its_bytes(self) -> None:

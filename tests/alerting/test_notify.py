@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from alerting.book import Acted, Book
 from alerting.incidents import Change, command, step
@@ -129,6 +130,8 @@ DECIDE = ActionDecision
         ("approved, but broken", "retrain", rule(approval="manual"), incident(),
          history(quality=True, approved=True), DECIDE.BLOCKED_BY_QUALITY),
         ("once an incident", "retrain", rule(), incident(), history(Acted("retrain", "i1", 0)), DECIDE.ALREADY_ASKED),
+        ("it came back since", "retrain", rule(cooldown="1d"), replace(incident(), reopened_ms=NOW - DAY),
+         history(Acted("retrain", "i1", NOW - 2 * DAY)), DECIDE.SEND),
         ("another is under way", "retrain", rule(), incident(),
          history(Acted("retrain", "i0", 0), open_ids=("i0", "i1")), DECIDE.SINGLE_FLIGHT),
         ("one a day", "retrain", rule(), incident(), history(Acted("retrain", "i0", NOW - DAY + 1)), DECIDE.DAILY_CAP),
@@ -180,6 +183,17 @@ def test_an_incident_is_told_to_every_target_once_per_cause_and_once_when_it_is_
         ("pagerduty", "resolved"),
     ]
     assert len({item.id for item in items}) == 4
+
+
+def test_what_comes_back_is_told_again_under_keys_of_its_own() -> None:
+    days = [
+        judged(verdict(status="breach" if i in (0, 2) else "ok"), day=i, closes=True)
+        for i in range(5)
+    ]
+    _, items = deliver(days, spec(actions={}, notify=[{"pagerduty": {"routing_key": "env:P"}}]))
+    assert [item.transition for item in items] == ["fired", "resolved", "fired", "resolved"]
+    assert len({item.id for item in items}) == 4
+    assert len({item.incident.id for item in items}) == 1
 
 
 def test_a_retrain_is_asked_for_once_when_labels_show_that_a_drift_hurts() -> None:
