@@ -117,7 +117,9 @@ class Case(msgspec.Struct, frozen=True):
     """An open incident with what the next decision about it needs.
 
     ``certain_ms`` is the end of the first broken window: the onset lies before it. ``labels_clean_ms`` is the last
-    end of a window whose labels showed that performance held. ``told`` are the notifications that were asked for.
+    end of a window whose labels showed that performance held. ``told`` are the notifications and ``sent`` the actions that were asked for, dry
+    runs aside; ``acted`` stays empty, and is there because books of 0.1.0 have it.
+    ``windows`` counts the ends at which something broke, the last of them ``window_ms``. ``escalated``: an action did not help.
     """
 
     family: Family
@@ -131,6 +133,10 @@ class Case(msgspec.Struct, frozen=True):
     approved: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     silenced_until_ms: int | None = None
+    windows: int = 0
+    window_ms: int = 0
+    escalated: bool = False
+    sent: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):

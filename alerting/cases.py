@@ -145,6 +145,8 @@ def with_member(entry: Case, finding: Finding, rules: Rules) -> Case:
         entry,
         incident=incident,
         members=members,
+        windows=entry.windows + (window.end_ms > entry.window_ms),
+        window_ms=max(window.end_ms, entry.window_ms),
         hold_ms=max(entry.hold_ms, window.size_ms, rules.hold_ms),
         certain_ms=certain_ms,
     )

@@ -18,6 +18,7 @@ release incident per version; a message that was seen changes nothing; messages 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -267,6 +268,8 @@ def _settle(
         summary = summary_of(book, entry)
         before = entry.incident
         found = diagnose(summary) if name in fired else _kept(diagnose(summary), before)
+        if entry.escalated:
+            found = dataclasses.replace(found, severity="critical")
         same = (before.cause, before.advice, before.severity, before.retrain_blocked) == (
             found.cause,
             found.advice,

@@ -8,7 +8,7 @@ that led here finds it written and asks for nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypeAlias
@@ -16,9 +16,10 @@ from typing import Final, Literal, TypeAlias
 from msgspec.structs import replace
 
 from alerting.book import DAY_MS, Acted, Book, Case
+from alerting.cases import noted
 from alerting.incidents import Change
-from monitor.spec import ActionSpec, ModelSpec
-from monitor.wire import Incident, OutboxItem, TimelineEntry, Transition
+from monitor.spec import ActionSpec, ModelSpec, format_duration
+from monitor.wire import Incident, OutboxItem, Transition
 
 ActionName: TypeAlias = Literal["retrain", "rollback"]
 ACTIONS: Final[tuple[ActionName, ...]] = ("retrain", "rollback")
@@ -27,12 +28,13 @@ _MEMORY: Final = 256
 
 
 class NotifyReason(Enum):
-    """Why a change of an incident is told, or is not. The first four are told."""
+    """Why a change of an incident is told, or is not. The first five are told."""
 
     FIRST_FIRING = "first_firing"
     CAUSE_CHANGED = "cause_changed"
     RESOLVED = "resolved"
     ACKNOWLEDGED = "acknowledged"  # to who keeps waking people until somebody has
+    ESCALATED = "escalated"  # what was done did not help
     NO_TRANSITION = "no_transition"  # more evidence: nobody is woken for it
     NOT_FIRING = "not_firing"
     ALREADY_TOLD = "already_told"
@@ -51,6 +53,7 @@ _TELLING: Final = frozenset(
         NotifyReason.CAUSE_CHANGED,
         NotifyReason.RESOLVED,
         NotifyReason.ACKNOWLEDGED,
+        NotifyReason.ESCALATED,
     }
 )
 _TOLD_OF_PEOPLE: Final = frozenset(
@@ -70,6 +73,7 @@ class ActionDecision(Enum):
     ALREADY_ASKED = "already_asked"
     REJECTED = "rejected"
     BLOCKED_BY_QUALITY = "blocked_by_quality"  # a model must not learn from broken data
+    TOO_FEW_WINDOWS = "too_few_windows"  # broke, so far
     NEEDS_APPROVAL = "needs_approval"
     SINGLE_FLIGHT = (
         "single_flight"  # the same action was asked for by an incident that is still open
@@ -87,8 +91,8 @@ class ActionDecision(Enum):
 class ActionHistory:
     """What an action decision looks back on.
 
-    ``acted`` are the earlier requests for the same action of the model, ``open_ids`` the incidents that are open, and
-    ``now_ms`` is event time.
+    ``acted`` are the earlier requests for the same action of the model, ``open_ids`` the incidents that are open,
+    ``windows`` how many ends of windows found the incident broken, and ``now_ms`` is event time.
     """
 
     now_ms: int
@@ -97,6 +101,7 @@ class ActionHistory:
     quality_open: bool
     approved: bool = False
     rejected: bool = False
+    windows: int = 1
 
 
 def decide_notification(change: Change, told: Sequence[str], *, silenced: bool) -> NotifyReason:
@@ -122,12 +127,14 @@ def _news(transition: Transition, incident: Incident, told: Sequence[str]) -> No
         return NotifyReason.NOT_FIRING
     if transition == "acknowledged":
         return NotifyReason.ACKNOWLEDGED
+    if transition == "escalated":
+        return NotifyReason.ESCALATED
     return NotifyReason.CAUSE_CHANGED if told else NotifyReason.FIRST_FIRING
 
 
 def told_key(transition: Transition, incident: Incident) -> str:
-    """What is told once: the cause while it fires, that somebody has it, that it is over. Going back to an old cause is no news."""
-    return transition if transition in ("resolved", "acknowledged") else f"cause:{incident.cause}"
+    """What is told once: the cause while it fires, what people and actions did, that it is over. Going back to an old cause is no news."""
+    return f"cause:{incident.cause}" if transition in ("fired", "changed") else transition
 
 
 def decide_action(
@@ -136,9 +143,11 @@ def decide_action(
     """Whether an action may be asked for now, checked in the order of ``ActionDecision``: refusals before limits."""
     if spec is None:
         return ActionDecision.NOT_ALLOWED
-    refusal = _refusal(name, incident, history)
+    refusal = _refusal(name, spec, incident, history)
     if refusal is not None:
         return refusal
+    if history.windows < spec.min_windows:
+        return ActionDecision.TOO_FEW_WINDOWS
     if spec.approval == "manual" and not history.approved and not spec.dry_run:
         return ActionDecision.NEEDS_APPROVAL
     limit = _limit(spec, incident, history)
@@ -147,12 +156,17 @@ def decide_action(
     return ActionDecision.DRY_RUN if spec.dry_run else ActionDecision.SEND
 
 
-def _refusal(name: ActionName, incident: Incident, history: ActionHistory) -> ActionDecision | None:
+def _refusal(
+    name: ActionName, spec: ActionSpec, incident: Incident, history: ActionHistory
+) -> ActionDecision | None:
     since_ms = incident.reopened_ms or 0
     reasons = (
         (incident.advice != name, ActionDecision.NOT_ADVISED),
         (incident.state != "firing", ActionDecision.NOT_FIRING),
-        (name == "rollback" and incident.rollback_to is None, ActionDecision.NO_TARGET),
+        (
+            name == "rollback" and not (spec.to or incident.rollback_to),
+            ActionDecision.NO_TARGET,
+        ),
         (
             any(
                 past.incident_id == incident.id and past.at_ms >= since_ms for past in history.acted
@@ -202,18 +216,19 @@ def plan(
     planned = book.copy()
     items: list[OutboxItem] = []
     told: dict[str, tuple[str, ...]] = {}
-    for change in [*changes, *_unsilenced(book)]:
+    escalated = [*_escalated(planned, spec)]
+    for change in [*changes, *_unsilenced(book), *escalated]:
         items += _notifications(change, told, spec, book.now_ms)
     for name in told.keys() & planned.open.keys():
         planned.open[name] = replace(planned.open[name], told=told[name])
-    published = list(changes)
+    published = [*changes, *escalated]
     for entry in list(planned.open.values()):
         for name in ACTIONS:
             asked = _ask(planned, planned.open[entry.incident.id], name, spec)
             if asked is not None:
                 items.append(asked)
                 published.append(Change(None, planned.open[entry.incident.id]))
-    if not items and not told:
+    if not items and not told and not escalated:
         return book, tuple(changes), ()
     return planned, tuple(published), tuple(items)
 
@@ -227,6 +242,43 @@ def _unsilenced(book: Book) -> list[Change]:
         and entry.silenced_until_ms is not None
         and entry.silenced_until_ms <= book.now_ms
     ]
+
+
+def _escalated(book: Book, spec: ModelSpec) -> Iterator[Change]:
+    """Incidents that an action did not help, once each time that they are open; updates them in the book.
+
+    It did not help if something breaks in a window that began after the action was asked for and ends later than it should have helped.
+    """
+    for entry in list(book.open.values()):
+        unhelped = None if entry.escalated else _unhelped(book, entry, spec)
+        if unhelped is None:
+            continue
+        name, within_ms = unhelped
+        what = f"{name} did not help within {format_duration(within_ms)}"
+        incident = replace(entry.incident, severity="critical")
+        told = noted(replace(entry, incident=incident, escalated=True), book.now_ms, what)
+        book.open[incident.id] = told
+        yield Change("escalated", told)
+
+
+def _unhelped(book: Book, entry: Case, spec: ModelSpec) -> tuple[ActionName, int] | None:
+    since_ms = entry.incident.reopened_ms or 0
+    for name in ACTIONS:
+        rule = _rule(spec, name)
+        for past in book.acted:
+            if rule is None or name not in entry.sent or past.at_ms < since_ms:
+                continue
+            if (past.action, past.incident_id) == (name, entry.incident.id) and any(
+                member.evidence.start_ms >= past.at_ms
+                and member.evidence.end_ms > past.at_ms + rule.helps_within
+                for member in entry.members.values()
+            ):
+                return name, rule.helps_within
+    return None
+
+
+def _rule(spec: ModelSpec, name: ActionName) -> ActionSpec | None:
+    return spec.actions.retrain if name == "retrain" else spec.actions.rollback
 
 
 def _notifications(
@@ -255,7 +307,7 @@ def _notifications(
 
 
 def _ask(book: Book, entry: Case, name: ActionName, spec: ModelSpec) -> OutboxItem | None:
-    rule = spec.actions.retrain if name == "retrain" else spec.actions.rollback
+    rule = _rule(spec, name)
     history = ActionHistory(
         now_ms=book.now_ms,
         acted=[past for past in book.acted if past.action == name],
@@ -263,18 +315,19 @@ def _ask(book: Book, entry: Case, name: ActionName, spec: ModelSpec) -> OutboxIt
         quality_open=bool(book.cases("quality") or book.cases("outage")),
         approved=name in entry.approved,
         rejected=name in entry.rejected,
+        windows=entry.windows,
     )
     decision = decide_action(name, rule, entry.incident, history)
     if not decision.asks:
         return None
     dry = decision is ActionDecision.DRY_RUN
     what = f"{name} asked for" + (" (dry run)" if dry else "")
-    incident = replace(
-        entry.incident,
-        timeline=[*entry.incident.timeline, TimelineEntry(book.now_ms, what)],
-        revision=entry.incident.revision + 1,
-    )
-    book.open[incident.id] = replace(book.open[incident.id], incident=incident)
+    if rule is not None and rule.to:
+        entry = replace(entry, incident=replace(entry.incident, rollback_to=rule.to))
+    if not dry:
+        entry = replace(entry, sent=(*entry.sent, name))
+    book.open[entry.incident.id] = entry = noted(entry, book.now_ms, what)
+    incident = entry.incident
     recent = [past for past in book.acted if past.at_ms > book.now_ms - _MEMORY_MS]
     book.acted[:] = [*recent, Acted(name, incident.id, book.now_ms)][-_MEMORY:]
     return OutboxItem(

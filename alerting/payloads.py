@@ -76,7 +76,7 @@ def slack_message(item: OutboxItem) -> dict[str, Any]:
     ]
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": escaped(head, _SLACK_HEADER)}},
-        {"type": "section", "text": _mrkdwn(f"{incident.title}\n{incident.reason}")},
+        {"type": "section", "text": _mrkdwn(f"{incident.title}\n{_reason(item)}")},
         {"type": "section", "fields": fields},
     ]
     if lines:
@@ -105,7 +105,7 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
             "group": incident.model,
             "class": incident.cause,
             "custom_details": {
-                "reason": incident.reason,
+                "reason": _reason(item),
                 "advice": advice_of(incident),
                 "evidence": [f"{_place(e)} {describe(e)}" for e in incident.evidence[:_PD_LINES]],
                 "notification": item.id,
@@ -156,7 +156,7 @@ def teams_message(item: OutboxItem) -> dict[str, Any]:
     incident = item.incident
     body: list[dict[str, Any]] = [
         _run(f"{_state_word(item)}: {incident.title}", weight="Bolder", size="Medium"),
-        _run(incident.reason),
+        _run(_reason(item)),
         {"type": "Container", "items": [_fact(*fact) for fact in _facts(incident).items()]},
         *(_run(line) for line in _lines(item, _SLACK_LINES)),
         _run(f"incident {incident.id}", size="Small", isSubtle=True),
@@ -180,7 +180,7 @@ def mail(item: OutboxItem, to: tuple[str, ...]) -> Mail:
     """A mail of plain text; the mails of one incident are one thread."""
     incident = item.incident
     head = f"{_state_word(item)}: {incident.title}"
-    text = [incident.reason, ""]
+    text = [_reason(item), ""]
     text += [f"{name + ':':<10}{value}" for name, value in _facts(incident).items()]
     lines = _lines(item, _PD_LINES)
     text += ["", "Evidence", *lines] if lines else []
@@ -213,9 +213,18 @@ def _facts(incident: Incident) -> dict[str, str]:
         "Since": _clock(incident.onset_ms),
         "Found": _clock(incident.opened_ms),
     }
+    if incident.reopened_ms is not None:
+        facts["Again"] = _clock(incident.reopened_ms)
     if incident.resolved_ms is not None:
         facts["Resolved"] = _clock(incident.resolved_ms)
     return facts
+
+
+def _reason(item: OutboxItem) -> str:
+    timeline = item.incident.timeline
+    if item.transition == "escalated" and timeline:
+        return f"{timeline[-1].what[:1].upper()}{timeline[-1].what[1:]}. {item.incident.reason}"
+    return item.incident.reason
 
 
 def _lines(item: OutboxItem, most: int) -> list[str]:
@@ -248,6 +257,8 @@ def _state_word(item: OutboxItem) -> str:
             return f"{_MARKS[item.incident.severity]} Now known"
         case "acknowledged":
             return "👀 Acknowledged"
+        case "escalated":
+            return f"{_MARKS[item.incident.severity]} Still broken"
         case "resolved":
             return "✅ Resolved"
         case _:

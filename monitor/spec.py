@@ -146,12 +146,19 @@ class LabelSpec(_Strict):
 
 
 class ActionSpec(ActionTarget):
-    """A guarded action. It is off unless it stands in the spec; then a person approves it unless ``approval: auto``."""
+    """A guarded action. It is off unless it stands in the spec; then a person approves it unless ``approval: auto``.
+
+    ``min_windows``: windows that have to be broken before it is asked for. ``to``: the version to roll back to, instead of the one that the
+    incident names. ``helps_within``: what still breaks in a window that begins after the action and ends after this escalates.
+    """
 
     approval: Literal["manual", "auto"] = "manual"
     dry_run: bool = False
     cooldown: Duration = 86_400_000
     per_day: int = Field(default=1, ge=1, le=100)
+    min_windows: int = Field(default=1, ge=1, le=1_000)
+    to: str = Field(default="", max_length=128)
+    helps_within: Duration = 3 * 86_400_000
 
 
 class ActionsSpec(_Strict):
@@ -164,6 +171,8 @@ class ActionsSpec(_Strict):
     def _able(self) -> Self:
         if self.retrain is not None and not fits(self.retrain, "retrain"):
             raise ValueError(f"{self.retrain.kind} can roll back and cannot retrain")
+        if self.retrain is not None and self.retrain.to:
+            raise ValueError("a retrain goes to no version: give `to` for a rollback")
         return self
 
 

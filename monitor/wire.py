@@ -41,7 +41,7 @@ Severity = Literal["critical", "error", "warning", "info"]
 DeliveryOutcome = Literal[
     "delivered", "refused", "expired", "superseded", "disabled", "unknown", "dry_run"
 ]
-Transition = Literal["fired", "changed", "acknowledged", "resolved", "action"]
+Transition = Literal["fired", "changed", "acknowledged", "escalated", "resolved", "action"]
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from msgspec.structs import replace
 
@@ -83,6 +85,9 @@ def change(transition: Transition | None, of: Incident) -> Change:
         ("somebody has it already", "acknowledged", "firing", ("cause:drift", "acknowledged"), False, NotifyReason.ALREADY_TOLD),
         ("nobody knows of it", "acknowledged", "firing", (), False, NotifyReason.NEVER_TOLD),
         ("it is over by now", "acknowledged", "resolved", ("cause:drift",), False, NotifyReason.NOT_FIRING),
+        ("a retrain did not help", "escalated", "firing", ("cause:drift",), False, NotifyReason.ESCALATED),
+        ("that was said", "escalated", "firing", ("cause:drift", "escalated"), False, NotifyReason.ALREADY_TOLD),
+        ("it did not help in silence", "escalated", "firing", ("cause:drift",), True, NotifyReason.SILENCED),
         ("the quiet is over", "fired", "firing", (), False, NotifyReason.FIRST_FIRING),
     ],
 )  # fmt: skip
@@ -98,7 +103,7 @@ def test_a_change_is_told_for_a_reason(
     found = decide_notification(change(transition, incident(state=state)), told, silenced=silenced)
     assert found is reason, why
     assert found.tells == (
-        reason.value in {"first_firing", "cause_changed", "acknowledged", "resolved"}
+        reason.value in {"first_firing", "cause_changed", "acknowledged", "escalated", "resolved"}
     )
 
 
@@ -110,6 +115,10 @@ def rule(**changes: object) -> ActionSpec:
 def history(*acted: Acted, quality: bool = False, approved: bool = False, rejected: bool = False,
             open_ids: tuple[str, ...] = ("i1",)) -> ActionHistory:  # fmt: skip
     return ActionHistory(NOW, acted, open_ids, quality, approved, rejected)
+
+
+def replace_history(windows: int) -> ActionHistory:
+    return dataclasses.replace(history(), windows=windows)
 
 
 DECIDE = ActionDecision
@@ -139,6 +148,9 @@ DECIDE = ActionDecision
          history(Acted("retrain", "i0", NOW - 2 * DAY)), DECIDE.COOLING_DOWN),
         ("late enough", "retrain", rule(cooldown="2d"), incident(),
          history(Acted("retrain", "i0", NOW - 2 * DAY)), DECIDE.SEND),
+        ("a gust", "retrain", rule(min_windows=3), incident(), replace_history(windows=2), DECIDE.TOO_FEW_WINDOWS),
+        ("no gust any more", "retrain", rule(min_windows=3), incident(), replace_history(windows=3), DECIDE.SEND),
+        ("the owner names the version", "rollback", rule(to="5"), incident("rollback"), history(), DECIDE.SEND),
         ("nowhere to go", "rollback", rule(), incident("rollback"), history(), DECIDE.NO_TARGET),
         ("back to 6", "rollback", rule(), incident("rollback", rollback_to="6"), history(quality=True), DECIDE.SEND),
     ],
@@ -201,7 +213,53 @@ def test_a_retrain_is_asked_for_once_when_labels_show_that_a_drift_hurts() -> No
     book, items = deliver([*FALLING, judged(verdict(), day=3, closes=True), *more], spec(notify=[]))
     assert said(items) == [("retrain", "action")]
     case = next(iter(book.open.values()))
-    assert case.incident.timeline[-1].what == "retrain asked for"
+    assert [x.what for x in case.incident.timeline].count("retrain asked for") == 1
+
+
+BROKEN = [judged(verdict(), day=day, closes=True) for day in range(1, 6)]
+
+
+def test_what_still_breaks_after_an_action_escalates_once() -> None:
+    book, items = deliver([*FALLING, *BROKEN], spec())
+    (asked,) = (item for item in items if item.action == "retrain")
+    late = [item for item in items if item.transition == "escalated"]
+    assert said(late) == [("slack", "escalated"), ("pagerduty", "escalated")]
+    now = late[0].incident
+    assert (asked.incident.severity, now.severity) == ("error", "critical")
+    assert now.timeline[-1].what == "retrain did not help within 3d"
+    (entry,) = book.open.values()
+    assert entry.incident.severity == "critical", "and stays so, whatever the next window says"
+
+
+def test_what_an_action_mended_or_would_have_mended_does_not_escalate() -> None:
+    clean = [
+        judged(verdict(status="ok"), labels("ok"), day=day, closes=True) for day in range(1, 6)
+    ]
+    assert not any(i.transition == "escalated" for i in deliver([*FALLING, *clean], spec())[1])
+    hook = {"url": "https://ci.example/x", "secret": "env:S"}
+    dry = spec(actions={"retrain": {"webhook": hook, "dry_run": True}})
+    assert not any(i.transition == "escalated" for i in deliver([*FALLING, *BROKEN], dry)[1])
+    patient = spec(actions={"retrain": {"webhook": hook, "approval": "auto", "helps_within": "5d"}})
+    assert not any(i.transition == "escalated" for i in deliver([*FALLING, *BROKEN], patient)[1])
+
+
+def test_an_action_waits_for_the_windows_that_its_owner_wants_to_see() -> None:
+    hook = {"url": "https://ci.example/x", "secret": "env:S"}
+    slow = spec(
+        notify=[], actions={"retrain": {"webhook": hook, "approval": "auto", "min_windows": 3}}
+    )
+    book, items = deliver([*FALLING, *BROKEN[:1]], slow)
+    assert items == []
+    _, items = deliver(BROKEN[1:2], slow, book)
+    assert said(items) == [("retrain", "action")]
+
+
+def test_a_rollback_goes_to_the_version_that_its_owner_names() -> None:
+    hook = {"url": "https://ci.example/x", "secret": "env:S"}
+    named = spec(notify=[], actions={"rollback": {"webhook": hook, "approval": "auto", "to": "5"}})
+    both = [judged(verdict(status="ok")), judged(verdict(), version="8", closes=True)]
+    _, items = deliver([judged(verdict(status="ok"), day=-1, closes=True), *both], named)
+    assert [(item.action, item.incident.rollback_to) for item in items] == [("rollback", "5")]
 
 
 def test_a_blocked_retrain_goes_out_once_the_data_are_clean() -> None:

@@ -102,7 +102,9 @@ def accepted(path: str, of: OutboxItem, target: NotifyTarget | WebhookTarget) ->
     return answer.summary
 
 
-@pytest.mark.parametrize("transition", ["fired", "changed", "acknowledged", "resolved"])
+@pytest.mark.parametrize(
+    "transition", ["fired", "changed", "acknowledged", "escalated", "resolved"]
+)
 def test_each_receiver_takes_each_transition(transition: Transition) -> None:
     of = item(transition, state="resolved" if transition == "resolved" else "firing")
     assert "wind_speed" in accepted("/slack", of, SLACK)
