@@ -15,6 +15,8 @@ from streams.demo.receiver import Received
 from streams.demo.replay import BAD_RELEASE, WIND_FAULT, Accident
 
 HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+_MONTH: Final = len("2013-05")
 # What makes an incident the answer to an accident: its cause, and the feature that must stand in its evidence.
 _ANSWERS: Final[dict[Accident, tuple[Cause, str]]] = {
     WIND_FAULT: ("pipeline_fault", "wind_speed"),
@@ -97,6 +99,7 @@ def build(
         ),
         *_unless(windows > 0, "no window was closed"),
         *(f"{f.what}: not found within an event-day" for f in accidents if not f.in_time),
+        *_seasons(accidents, incidents),
         *(f"{n} deliveries ended as {o}" for o, n in outcomes.items() if o != "delivered"),
         *(
             f"{target} got nothing, though there were incidents"
@@ -138,7 +141,7 @@ def answer_to(accident: Accident, incidents: Iterable[Incident]) -> Incident | N
         incident
         for incident in incidents
         if incident.cause == cause
-        and accident.from_ms <= incident.opened_ms <= accident.to_ms + 24 * HOUR_MS
+        and accident.from_ms <= incident.opened_ms <= accident.to_ms + DAY_MS
         and any(line.feature == feature for line in incident.evidence)
     ]
     return min(matching, key=lambda incident: incident.opened_ms, default=None)
@@ -158,6 +161,31 @@ def _found(accident: Accident, incidents: Iterable[Incident]) -> Found:
         delay_h=round((incident.opened_ms - accident.from_ms) / HOUR_MS, 2),
         advice=incident.advice,
     )
+
+
+def _seasons(accidents: Iterable[Found], incidents: Sequence[Incident]) -> list[str]:
+    """What the seasons must not do, and every incident is theirs that answers no accident: come twice a month, or end unexplained.
+
+    A drift is over when its labels have come, so then they have said whether it hurt. How the model is served is no question for labels.
+    """
+    answers = {found.incident for found in accidents}
+    others = [incident for incident in incidents if incident.id not in answers]
+    months = Counter((utc(incident.opened_ms) or "")[:_MONTH] for incident in others)
+    unexplained = [
+        incident
+        for incident in others
+        if incident.cause == "unknown"
+        and incident.state == "resolved"
+        and any(line.kind != "service" for line in incident.evidence)
+    ]
+    return [
+        *(
+            f"{n} incidents opened in {m} beside the staged ones"
+            for m, n in months.items()
+            if n > 1
+        ),
+        *(f"ended with its cause unknown: {incident.title}" for incident in unexplained),
+    ]
 
 
 def _row(incident: Incident) -> dict[str, Any]:

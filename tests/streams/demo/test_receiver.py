@@ -374,6 +374,24 @@ def test_it_remembers_every_one_of_many_at_once(receiver: Receiver) -> None:
     assert repeats == sorted(list(range(8)) * 5)
 
 
+def test_an_alert_that_is_triggered_again_may_be_resolved_again(receiver: Receiver) -> None:
+    def tell(action: str, notification: str = "") -> None:
+        event = pagerduty(dedup_key="inc-1", event_action=action)
+        if notification:
+            event["payload"]["custom_details"] = {"notification": notification}
+        else:
+            del event["payload"]
+        assert httpx.post(receiver.url + "/pagerduty", json=event).status_code == 202
+
+    tell("trigger", "a")
+    tell("resolve")
+    tell("resolve")
+    tell("trigger", "b")
+    tell("resolve")
+    tell("trigger", "b")
+    assert [r.repeats for r in receiver.received()] == [0, 0, 1, 0, 0, 1]
+
+
 def test_its_port_is_free_again_afterwards() -> None:
     with Receiver(SECRET, clock=lambda: NOW_S) as first:
         port = urlsplit(first.url).port

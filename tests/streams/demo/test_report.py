@@ -16,7 +16,7 @@ from monitor.settings import Settings
 from monitor.wire import Delivery, Evidence, Incident, LedgerEntry
 from streams.demo.receiver import Received
 from streams.demo.replay import BAD_RELEASE, WIND_FAULT
-from streams.demo.report import HOUR_MS, STAGED, Report, build
+from streams.demo.report import DAY_MS, HOUR_MS, STAGED, Report, build
 from streams.demo.screen import closing
 from streams.demo.show import demo_spec, parse_months, run
 from tests.monitor.bookings import reconcile
@@ -88,6 +88,14 @@ def test_a_good_run_has_no_problem_and_says_how_long_each_accident_took() -> Non
         ({"windows": 0}, "no window was closed"),
         ({"incidents": []}, "not found within an event-day"),
         ({"received": []}, "slack got nothing"),
+        (
+            {"incidents": [incident("drift", "temp", day * DAY_MS) for day in (1, 2)]},
+            "2 incidents opened in 1970-01",
+        ),
+        (
+            {"incidents": [incident("unknown", "temp", DAY_MS, state="resolved")]},
+            "cause unknown: what",
+        ),
         ({"received": [Received("/slack", "k", "s", "too long", 0)]}, "slack refused 1 requests"),
         ({"received": [Received("/slack", "k", "s", None, 1)]}, "slack got 1 requests again"),
         ({"deliveries": [Delivery("o", "i", "s", "notify", "expired", 9, 0)]}, "ended as expired"),
@@ -95,6 +103,18 @@ def test_a_good_run_has_no_problem_and_says_how_long_each_accident_took() -> Non
 )
 def test_whatever_is_missing_is_a_problem(changes: dict[str, Any], problem: str) -> None:
     assert any(problem in found for found in made(**changes).problems)
+
+
+def test_seasons_may_come_once_a_month_and_be_explained_and_a_slow_server_is_no_season() -> None:
+    slow = incident("unknown", "$latency_ms", 70 * DAY_MS, state="resolved")
+    slow = replace(slow, evidence=[replace(slow.evidence[0], kind="service")])
+    fine = [
+        incident("benign_shift", "temp", DAY_MS, state="resolved"),
+        incident("concept_drift", "temp", 40 * DAY_MS, state="resolved"),
+        slow,
+        incident("unknown", "temp", 100 * DAY_MS),  # its labels are still to come
+    ]
+    assert made(incidents=[*good()["incidents"], *fine]).problems == []
 
 
 def test_an_incident_before_the_accident_or_of_another_feature_is_no_answer() -> None:
