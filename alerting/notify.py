@@ -72,6 +72,7 @@ class ActionDecision(Enum):
     NO_TARGET = "no_target"  # a rollback without a version to go back to
     ALREADY_ASKED = "already_asked"
     REJECTED = "rejected"
+    SILENCED = "silenced"  # by the spec: nothing runs by itself in a maintenance window
     BLOCKED_BY_QUALITY = "blocked_by_quality"  # a model must not learn from broken data
     TOO_FEW_WINDOWS = "too_few_windows"  # broke, so far
     NEEDS_APPROVAL = "needs_approval"
@@ -102,6 +103,7 @@ class ActionHistory:
     approved: bool = False
     rejected: bool = False
     windows: int = 1
+    silenced: bool = False
 
 
 def decide_notification(change: Change, told: Sequence[str], *, silenced: bool) -> NotifyReason:
@@ -174,6 +176,7 @@ def _refusal(
             ActionDecision.ALREADY_ASKED,
         ),
         (history.rejected, ActionDecision.REJECTED),
+        (history.silenced and not history.approved, ActionDecision.SILENCED),
         (name == "retrain" and history.quality_open, ActionDecision.BLOCKED_BY_QUALITY),
     )
     return next((reason for holds, reason in reasons if holds), None)
@@ -217,7 +220,7 @@ def plan(
     items: list[OutboxItem] = []
     told: dict[str, tuple[str, ...]] = {}
     escalated = [*_escalated(planned, spec)]
-    for change in [*changes, *_unsilenced(book), *escalated]:
+    for change in [*changes, *_owed(planned)]:
         items += _notifications(change, told, spec, book.now_ms)
     for name in told.keys() & planned.open.keys():
         planned.open[name] = replace(planned.open[name], told=told[name])
@@ -233,15 +236,27 @@ def plan(
     return planned, tuple(published), tuple(items)
 
 
-def _unsilenced(book: Book) -> list[Change]:
-    """Incidents that fired, or turned out to be something else, in a silence that is over, and that still fire now."""
-    return [
-        Change("changed" if entry.told else "fired", entry)
-        for entry in book.open.values()
-        if told_key("fired", entry.incident) not in entry.told
-        and entry.silenced_until_ms is not None
-        and entry.silenced_until_ms <= book.now_ms
-    ]
+def _owed(book: Book) -> Iterator[Change]:
+    """What is open and was not told, since there was a silence, or no spec: that it fires, what it is, that an action did not help."""
+    for entry in book.open.values():
+        if told_key("fired", entry.incident) not in entry.told:
+            yield Change("changed" if entry.told else "fired", entry)
+        if entry.escalated:
+            yield Change("escalated", entry)
+
+
+def is_silenced(entry: Case, spec: ModelSpec, now_ms: int) -> bool:
+    """Whether a person wants quiet: about this incident, or, by the spec, about each piece of its evidence."""
+    return (entry.silenced_until_ms or 0) > now_ms or _in_silence(entry, spec, now_ms)
+
+
+def _in_silence(entry: Case, spec: ModelSpec, now_ms: int) -> bool:
+    now = [silence for silence in spec.silences if silence.holds(now_ms)]
+    evidence = [member.evidence for member in entry.members.values()]
+    return bool(now) and all(
+        any(silence.fits(e, version=e.version, segment=e.segment) for silence in now)
+        for e in evidence
+    )
 
 
 def _escalated(book: Book, spec: ModelSpec) -> Iterator[Change]:
@@ -258,7 +273,7 @@ def _escalated(book: Book, spec: ModelSpec) -> Iterator[Change]:
         incident = replace(entry.incident, severity="critical")
         told = noted(replace(entry, incident=incident, escalated=True), book.now_ms, what)
         book.open[incident.id] = told
-        yield Change("escalated", told)
+        yield Change(None, told)
 
 
 def _unhelped(book: Book, entry: Case, spec: ModelSpec) -> tuple[ActionName, int] | None:
@@ -289,7 +304,7 @@ def _notifications(
     before = told.get(incident.id, change.case.told)
     if change.transition is None:
         return []
-    silenced = (change.case.silenced_until_ms or 0) > now_ms
+    silenced = is_silenced(change.case, spec, now_ms)
     if not decide_notification(change, before, silenced=silenced).tells:
         return []
     told[incident.id] = (*before, told_key(change.transition, incident))
@@ -316,6 +331,7 @@ def _ask(book: Book, entry: Case, name: ActionName, spec: ModelSpec) -> OutboxIt
         approved=name in entry.approved,
         rejected=name in entry.rejected,
         windows=entry.windows,
+        silenced=_in_silence(entry, spec, book.now_ms),
     )
     decision = decide_action(name, rule, entry.incident, history)
     if not decision.asks:

@@ -6,6 +6,8 @@ verdicts come at one pace.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from monitor import wire
@@ -13,8 +15,9 @@ from monitor.budget import Levels
 from monitor.panes import SeriesKey
 from monitor.profile import Profile
 from monitor.reference import Reference
+from monitor.rules import Measured, Place, apply
 from monitor.spec import ModelSpec
-from monitor.verdicts import judge_pane, judge_window
+from monitor.verdicts import judge_pane, judge_window, means
 from monitor.watch import MeanWatch
 
 
@@ -64,6 +67,7 @@ class Judge:
         found = judge_pane(
             self._reference, self._key.segment, profile, size_ms=size_ms, levels=self._levels
         )
+        found = [v for v in self._under_rules(size_ms, found) if v.status == "breach"]
         return self._verdicts("pane", start_ms, size_ms, profile.n, found) if found else None
 
     def window(
@@ -83,7 +87,15 @@ class Judge:
         if size_ms == min(self._spec.windows.sizes):
             verdicts += self._alarms.values()
             self._alarms = {}
+        measured = means(self._reference, self._key.segment, profile) if whole else []
+        verdicts = self._under_rules(size_ms, verdicts, measured)
         return self._verdicts("window", start_ms, size_ms, profile.n, verdicts)
+
+    def _under_rules(
+        self, size_ms: int, verdicts: list[wire.Verdict], measured: Iterable[Measured] = ()
+    ) -> list[wire.Verdict]:
+        place = Place(self._key.version, self._key.segment, size_ms)
+        return apply(self._spec.rules, place, verdicts, measured) if self._spec.rules else verdicts
 
     def _verdicts(
         self,

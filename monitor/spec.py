@@ -6,14 +6,25 @@ A spec holds references to secrets (``env:NAME``, ``file:/path``), never a secre
 from __future__ import annotations
 
 import re
+from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from monitor.errors import ConfigError
 from monitor.targets import ActionTarget, NotifyTarget, fits
+from monitor.wire import Evidence, Verdict, VerdictKind
 
 _UNITS_MS: Final = {
     "ms": 1,
@@ -28,6 +39,31 @@ _DURATION: Final = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
 _KEY: Final = re.compile(r"[a-z_]{1,24}")  # how our own keys look; anything else is not quoted
 MAX_WINDOWS: Final = 8  # window sizes of a model: each costs an accumulator per segment
 MAX_SEGMENTS: Final = 8
+LIMITS: Final = ("above", "below", "rises_by", "falls_by", "times")
+# Statistics of which the reference has a value, too.
+FROM_REFERENCE: Final = (
+    "missing",
+    "non_finite",
+    "wrong_type",
+    "unseen",
+    "out_of_range",
+    "off_grid",
+    "mean",
+    "accuracy",
+    "error_rate",
+)
+METRICS: Final = (
+    "precision",
+    "recall",
+    "f1",
+    "roc_auc",
+    "log_loss",
+    "brier",
+    "ece",
+    "mae",
+    "rmse",
+    "bias",
+)
 MAX_VECTORS: Final = 8  # embeddings and groups: each adds 2 KiB to a profile
 
 
@@ -145,6 +181,90 @@ class LabelSpec(_Strict):
     expected_delay: Duration = 86_400_000
 
 
+class Matcher(_Strict):
+    """Which verdicts, or which evidence, something is about. What is not given fits anything; ``*`` stands for any text.
+
+    ``segment: ""`` is the model as a whole.
+    """
+
+    kind: VerdictKind | None = None
+    feature: str | None = Field(default=None, max_length=256)
+    statistic: str | None = Field(default=None, max_length=64)
+    version: str | None = Field(default=None, max_length=128)
+    segment: str | None = Field(default=None, max_length=256)
+
+    def fits(self, of: Verdict | Evidence, *, version: str, segment: str) -> bool:
+        """Whether it is about this, of a version and a segment."""
+        return self.kind in (None, of.kind) and all(
+            pattern is None or fnmatchcase(text, pattern)
+            for pattern, text in (
+                (self.feature, of.feature),
+                (self.statistic, of.statistic),
+                (self.version, version),
+                (self.segment, segment),
+            )
+        )
+
+
+class RuleSpec(Matcher):
+    """A limit by hand, in place of the calibrated one, or ``ignore``: then it is recorded and never an alarm.
+
+    ``above`` and ``below`` are values; ``rises_by``, ``falls_by`` and ``times`` count from the reference's value. ``window`` is the size of the
+    windows that it holds for; without it, all.
+    """
+
+    window: Duration | None = None
+    above: float | None = Field(default=None, allow_inf_nan=False)
+    below: float | None = Field(default=None, allow_inf_nan=False)
+    rises_by: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    falls_by: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    times: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    ignore: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in LIMITS if getattr(self, name) is not None]
+        if len(given) + self.ignore != 1:
+            raise ValueError(f"give exactly one of {', '.join(LIMITS)} and ignore")
+        if self.ignore:
+            return self
+        if self.statistic not in ("psi", "ks", *FROM_REFERENCE, *METRICS):
+            raise ValueError(
+                f"name a statistic that has a limit: psi, ks, {', '.join((*FROM_REFERENCE, *METRICS))}"
+            )
+        if given[0] in LIMITS[2:] and self.statistic not in FROM_REFERENCE:
+            raise ValueError(f"{given[0]} counts from the reference, which has no {self.statistic}")
+        return self
+
+
+class SilenceSpec(Matcher):
+    """A time in which nobody is told of what it fits; without a matcher, a maintenance window. ``every`` repeats it.
+
+    What still fires at its end is told then.
+    """
+
+    starts: AwareDatetime
+    ends: AwareDatetime
+    every: Duration | None = None
+    author: str = Field(default="", max_length=128)
+    comment: str = Field(default="", max_length=500)
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.ends <= self.starts:
+            raise ValueError("a silence ends after it begins")
+        if self.every is not None and self.every < _ms(self.ends) - _ms(self.starts):
+            raise ValueError("a silence ends before it is repeated")
+        return self
+
+    def holds(self, at_ms: int) -> bool:
+        """Whether it is silent at a time."""
+        since_ms = at_ms - _ms(self.starts)
+        if self.every is not None and since_ms >= 0:
+            since_ms %= self.every
+        return 0 <= since_ms < _ms(self.ends) - _ms(self.starts)
+
+
 class ActionSpec(ActionTarget):
     """A guarded action. It is off unless it stands in the spec; then a person approves it unless ``approval: auto``.
 
@@ -191,6 +311,8 @@ class ModelSpec(_Strict):
     alarm_budget: AlarmBudget = AlarmBudget()
     labels: LabelSpec = LabelSpec()
     notify: tuple[NotifyTarget, ...] = Field(default=(), max_length=16)
+    rules: tuple[RuleSpec, ...] = Field(default=(), max_length=64)
+    silences: tuple[SilenceSpec, ...] = Field(default=(), max_length=64)
     actions: ActionsSpec = ActionsSpec()
 
     @model_validator(mode="after")
@@ -224,6 +346,10 @@ class ModelSpec(_Strict):
             if any(m not in self.features or self.features[m].type != "numeric" for m in members):
                 raise ValueError(f"multivariate group {i + 1}: declare its features as numeric")
         return self
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1_000)
 
 
 def load_spec(path: Path) -> ModelSpec:

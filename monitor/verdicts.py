@@ -5,7 +5,7 @@ A statistic below its minimum sample is ``no_data``, never "fine". Limits come f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from monitor.calibration import QUALITY_RATES, RATES, Null, rate_counts
 from monitor.mmd import Finding, find
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
+from monitor.rules import Measured
 from monitor.wire import Performance, Verdict, VerdictKind
 
 MIN_VALUES: Final = (
@@ -102,6 +103,30 @@ def judge_performance(
             evidence={"reference": p, "labelled": n, "predictions": performance.predictions},
         )
     ]
+
+
+def means(reference: Reference, segment: str, profile: Profile) -> Iterator[Measured]:
+    """The mean of each numeric field, which has no limit of its own: the watch over the means looks at panes."""
+    for f in profile.layout.fields:
+        if isinstance(f.bins, NumericBins):
+            n, mean, _ = profile.moments(f.name)
+            known, usual, _ = reference.profiles[segment].moments(f.name)
+            before = usual if known else None
+            yield Measured(kind_of(f.name), f.name, "mean", mean, before, n, MIN_VALUES)
+
+
+def measures(performance: Performance, reference: Reference) -> Iterator[Measured]:
+    """What labels say beside the accuracy."""
+    n = performance.labelled
+    for name, value in performance.metrics.items():
+        if name != "accuracy" or reference.accuracy is None:
+            yield Measured("performance", PREDICTION, name, value, None, n, MIN_LABELLED)
+    accuracy = performance.metrics.get("accuracy")
+    if accuracy is not None:
+        usual = None if reference.accuracy is None else 1 - reference.accuracy
+        yield Measured(
+            "performance", PREDICTION, "error_rate", 1 - accuracy, usual, n, MIN_LABELLED
+        )
 
 
 def kind_of(field_name: str) -> VerdictKind:

@@ -24,8 +24,9 @@ from monitor.detectors import ErrorStream, ErrorStreamConfig
 from monitor.errors import IncompatibleError
 from monitor.panes import MAX_VERSIONS
 from monitor.reference import Reference
+from monitor.rules import Place, apply
 from monitor.spec import ModelSpec
-from monitor.verdicts import judge_performance
+from monitor.verdicts import judge_performance, measures
 from monitor.versions import Places
 from streams.registry import Lookup
 from streams.stage import Noted, Output, Stage, Step, dead_letter, read
@@ -178,6 +179,9 @@ def _judged(
     # A corrected window is judged anew, but the detector saw it already.
     if window.start_ms > series.start_ms:
         verdicts += _watch(detector, window)
+    if spec.rules:
+        place = Place(window.version, window.segment, window.size_ms)
+        verdicts = apply(spec.rules, place, verdicts, measures(window, reference))
     return verdicts, detector
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 
 import pytest
 from msgspec.structs import replace
@@ -306,6 +307,76 @@ def test_what_fires_in_silence_is_told_when_the_silence_is_over() -> None:
     assert later == []
     _, after = deliver([judged(verdict(), day=2, closes=True)], quiet, book)
     assert said(after) == [("slack", "fired"), ("pagerduty", "fired")]
+
+
+def at(day: float) -> str:
+    return datetime.fromtimestamp((START + day * DAY) / 1_000, UTC).isoformat()
+
+
+WINDOW = {"starts": at(0), "ends": at(3), "comment": "the sensor is replaced"}
+DRIFT = [judged(verdict(), day=day, closes=True) for day in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("why", "silence", "told_on_day"),
+    [
+        ("a maintenance window", WINDOW, 2),  # a day is judged at its end
+        ("not of this feature", {**WINDOW, "feature": "temp"}, 0),
+        ("of this and others", {**WINDOW, "feature": "wind_*", "segment": ""}, 2),
+        (
+            "every month, and not now",
+            {**WINDOW, "starts": at(-30), "ends": at(-27), "every": "4w"},
+            0,
+        ),
+        ("every month, and now", {**WINDOW, "starts": at(-28), "ends": at(-25), "every": "4w"}, 2),
+        ("it was last month", {**WINDOW, "starts": at(-28), "ends": at(-25)}, 0),
+    ],
+)
+def test_what_a_silence_of_the_spec_covers_is_told_when_it_is_over(
+    why: str, silence: dict[str, object], told_on_day: int
+) -> None:
+    quiet = spec(actions={}, silences=[silence])
+    book, days = Book(MODEL), []
+    for day, message in enumerate(DRIFT):
+        book, items = deliver([message], quiet, book)
+        days += [day] * bool(items)
+        assert said(items) in ([], [("slack", "fired"), ("pagerduty", "fired")])
+    assert days == [told_on_day], why
+
+
+def test_an_incident_is_told_once_it_has_evidence_that_no_silence_covers() -> None:
+    quiet = spec(actions={}, silences=[{**WINDOW, "feature": "wind_speed"}])
+    book, items = deliver(DRIFT[:1], quiet)
+    assert items == []
+    more = judged(verdict(), verdict(feature="temp"), day=1, closes=True)
+    _, items = deliver([more], quiet, book)
+    assert said(items) == [("slack", "fired"), ("pagerduty", "fired")]
+
+
+def test_nothing_runs_by_itself_in_a_maintenance_window_unless_a_person_approves() -> None:
+    quiet = spec(notify=[], silences=[{**WINDOW, "ends": at(9)}])
+    book, items = deliver(FALLING, quiet)
+    assert items == []
+    book, changes = command(book, Command("approve", MODEL, next(iter(book.open)), "ada", NOW))
+    _, _, asked = plan(book, changes, quiet)
+    assert said(list(asked)) == [("retrain", "action")]
+
+
+def test_an_action_that_does_not_help_in_silence_is_told_when_it_is_over() -> None:
+    quiet = spec(silences=[{**WINDOW, "starts": at(1.5), "ends": at(6.5)}])
+    book, items = deliver([*FALLING, *BROKEN], quiet)
+    assert "escalated" not in {item.transition for item in items}
+    assert next(iter(book.open.values())).escalated
+    _, items = deliver([judged(verdict(), day=6, closes=True)], quiet, book)
+    assert said(items) == [("slack", "escalated"), ("pagerduty", "escalated")]
+
+
+def test_what_fired_before_its_spec_was_known_is_told_when_it_is() -> None:
+    book, changes = run([judged(verdict(), closes=True)])
+    book, _, nothing = plan(book, changes, None)
+    assert nothing == ()
+    _, items = deliver([judged(verdict(), day=1, closes=True)], spec(actions={}), book)
+    assert said(items) == [("slack", "fired"), ("pagerduty", "fired")]
 
 
 def test_an_acknowledgement_is_told_to_who_keeps_waking_people_and_once() -> None:

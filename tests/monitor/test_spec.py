@@ -30,6 +30,11 @@ notify: [{slack: {url: env:SLACK_WEBHOOK}}, {pagerduty: {routing_key: file:/run/
 actions:
   retrain:  {webhook: {url: "https://ci.example/retrain", secret: env:WH}, approval: manual, cooldown: 24h, per_day: 1}
   rollback: {webhook: {url: "https://deploy.example/rollback", secret: env:WH}, dry_run: true}
+rules:
+  - {statistic: accuracy, falls_by: 0.03, window: 1h}
+  - {feature: "distance", segment: "carrier=*", kind: data_drift, ignore: true}
+silences:
+  - {starts: 2026-12-24T18:00:00+01:00, ends: 2026-12-25T06:00:00Z, every: 52w, author: ada, comment: no flights}
 """
 HOOK = {"url": "https://ci.example/x", "secret": "env:WH"}
 
@@ -90,6 +95,12 @@ REFUSED: list[Any] = [
     ({"model": "m", "notify": [{"slack": {"url": "env:A"}}] * 2}, "two notify targets"),
     ({"model": "m", "notify": [{"name": "retrain", "webhook": HOOK}]}, "names of actions"),
     ({"model": "m", "actions": {"retrain": {"webhook": HOOK, "per_day": 0}}}, "actions.retrain"),
+    ({"model": "m", "actions": {"retrain": {"webhook": HOOK, "to": "5"}}}, "a retrain goes to no version"),
+    ({"model": "m", "silences": [{"starts": "2026-01-01T00:00Z"}]}, "silences.0.ends: Field required"),
+    ({"model": "m", "silences": [{"starts": "2026-01-01T00:00", "ends": "2026-01-02T00:00Z"}]}, "timezone"),
+    ({"model": "m", "silences": [{"starts": "2026-01-02T00:00Z", "ends": "2026-01-02T00:00Z"}]}, "ends after it begins"),
+    ({"model": "m", "silences": [{"starts": "2026-01-01T00:00Z", "ends": "2026-01-03T00:00Z", "every": "1d"}]}, "ends before it is repeated"),
+    ({"model": "m", "silences": [{"starts": "2026-01-01T00:00Z", "ends": "2026-01-03T00:00Z", "model": "x"}]}, "Extra inputs"),
     (["model"], "expected a mapping"),
     (None, "expected a mapping"),
     ({1: 2, "model": "m"}, "spec.yaml: "),

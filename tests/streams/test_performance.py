@@ -48,13 +48,14 @@ def window(hour: int, accuracy: float = USUAL, **changes: Any) -> bytes:
 class Runner:
     """The stage with its table."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known = KNOWN) -> None:
+        self.known = known
         self.table: dict[bytes, bytes] = {}
         self.said: list[Verdicts] = []
         self.start()
 
     def start(self) -> None:
-        self.stage = PerformanceStage(TOPICS, PARTITIONS, KNOWN)
+        self.stage = PerformanceStage(TOPICS, PARTITIONS, self.known)
         self.stage.restore(0, self.table.items())
 
     def feed(self, offset: int, value: bytes, *, written: bool = True) -> list[Step]:
@@ -104,6 +105,26 @@ def test_a_rise_is_no_bad_news() -> None:
         runner.feed(offset, window(offset, USUAL + (0.15 if offset > 30 else 0)))
     assert runner.found() == []
     assert len(runner.said) == 60
+
+
+def test_limits_by_hand_hold_for_the_windows_that_they_name() -> None:
+    rules = [
+        {"statistic": "accuracy", "falls_by": 0.03, "window": "1h"},
+        {"statistic": "error_rate", "times": 1.5, "window": "1h"},
+        {"statistic": "f1", "below": 0.5},
+    ]
+    runner = Runner(Known(model(MODEL, windows=SIZES, rules=rules)))
+    for offset, worse in enumerate((0.02, 0.04, 0.02)):
+        accuracy = round(400 * (USUAL - worse)) / 400
+        runner.feed(offset, window(offset, accuracy, metrics={"accuracy": accuracy, "f1": 0.45}))
+    by_hand = [(h, s) for h, s, _ in runner.found() if s != "error_stream"]
+    assert by_hand == [(0, "f1"), (1, "accuracy"), (1, "f1"), (2, "f1")]
+    limits = {v.statistic: v.limit for v in runner.said[0].verdicts}
+    assert limits == {
+        "accuracy": pytest.approx(USUAL - 0.03),
+        "error_rate": pytest.approx(1.5 * (1 - USUAL)),
+        "f1": 0.5,
+    }
 
 
 def test_a_deep_fall_breaks_its_own_window() -> None:
