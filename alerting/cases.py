@@ -244,6 +244,7 @@ def summary_of(book: Book, entry: Case) -> Summary:
         rollback_to=entry.incident.rollback_to,
         onset_ms=entry.incident.onset_ms,
         evidence=[member.evidence for _, member in ordered[:MAX_EVIDENCE]],
+        share=max(1.0 if m.share is None else m.share for m in entry.members.values()),
     )
 
 

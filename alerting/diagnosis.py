@@ -15,6 +15,13 @@ from alerting.book import Family
 from monitor.wire import Advice, Cause, Evidence, Severity
 
 Performance = Literal["falls", "holds", "unknown"]
+CORNER: Final = 0.05
+_EASED: Final[dict[Severity, Severity]] = {
+    "critical": "error",
+    "error": "warning",
+    "warning": "info",
+    "info": "info",
+}
 _NAMES: Final = {
     "$prediction": "the prediction",
     "$score": "the score",
@@ -27,7 +34,7 @@ class Summary:
     """What is known about an incident.
 
     ``evidence`` is ordered, strongest first, and not empty. ``moved``: inputs or predictions drift. ``performance`` is
-    what labels say about the windows since the onset.
+    what labels say about the windows since the onset. ``share`` is the part of the traffic that is concerned.
     """
 
     family: Family
@@ -37,6 +44,7 @@ class Summary:
     rollback_to: str | None
     onset_ms: int
     evidence: Sequence[Evidence]
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,22 +140,27 @@ _KINDS: Final = {
 
 
 def diagnose(summary: Summary) -> Diagnosis:
-    """The first row of ``TABLE`` that fits, in words; ``unknown`` and ``investigate`` where none does."""
+    """The first row of ``TABLE`` that fits, in words; ``unknown`` and ``investigate`` where none does.
+
+    What concerns less than ``CORNER`` of the traffic is one step less severe.
+    """
     row = next((row for row in TABLE if row.fits(summary)), _UNKNOWN)
     strongest = summary.evidence[0]
     features = dict.fromkeys(
         _NAMES.get(e.feature, e.feature) for e in summary.evidence if e.feature
     )
+    corner = summary.share < CORNER
     return Diagnosis(
         cause=row.cause,
         advice=row.advice,
-        severity=row.severity,
+        severity=_EASED[row.severity] if corner else row.severity,
         title=_title(summary, strongest, len(features)),
         reason=row.reason.format(
             features=_listed(list(features)) or "the data",
             version=strongest.version,
             rollback_to=summary.rollback_to,
-        ),
+        )
+        + (f" It concerns {_percent(summary.share)} of the traffic." if summary.share < 1 else ""),
     )
 
 

@@ -167,6 +167,19 @@ def test_the_wind_fault_of_ewr_is_one_incident_that_names_what_a_person_needs() 
     assert [entry.what.split(":")[0] for entry in incident.timeline] == ["fired"]
 
 
+def test_what_concerns_a_corner_of_the_traffic_is_less_severe_and_says_so() -> None:
+    corner = judged(fault(), segment="carrier=HA", n=20)
+    whole = judged(fault("ok"), closes=True)
+    _, changes = run([corner, whole])
+    incident = last(changes)
+    assert (incident.cause, incident.severity) == ("pipeline_fault", "warning")
+    assert incident.reason.endswith("It concerns 2 % of the traffic.")
+    _, changes = run([judged(fault(), segment="carrier=HA", n=60), whole])
+    assert last(changes).severity == "error"
+    _, changes = run([judged(fault(), closes=True)])
+    assert "traffic" not in last(changes).reason
+
+
 def test_a_known_change_point_places_the_onset_better_than_the_window_that_fired() -> None:
     point = START + 15 * HOUR
     _, changes = run([judged(verdict(), verdict(feature="temp", onset_ms=point), closes=True)])
