@@ -122,6 +122,7 @@ def with_member(entry: Case, finding: Finding, rules: Rules) -> Case:
             limit=verdict.limit,
             start_ms=window.start_ms,
             end_ms=window.end_ms,
+            note=str(verdict.evidence.get("moved") or verdict.evidence.get("examples") or ""),
         ),
         stream=stream_of(window),
         strength=_strength(verdict),

@@ -174,6 +174,11 @@ def describe(evidence: Evidence) -> str:
     return f"{_KINDS[evidence.kind]}: {evidence.statistic} {evidence.value:.3g}{_limit(evidence)}"
 
 
+def explain(evidence: Evidence) -> str:
+    """``describe``, and which values it is about, where that is known."""
+    return describe(evidence) + (f": {evidence.note}" if evidence.note else "")
+
+
 def _title(summary: Summary, evidence: Evidence, features: int) -> str:
     where = f" at {evidence.segment}" if evidence.segment else ""
     subject = f"{summary.model} {evidence.version}{where}"

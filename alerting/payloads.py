@@ -15,7 +15,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from alerting.diagnosis import describe
+from alerting.diagnosis import explain
 from alerting.requests import Mail, Request, Resolve, bearer, json_request, rfc3339, signed_webhook
 from monitor.targets import (
     AlertmanagerTarget,
@@ -107,7 +107,7 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
             "custom_details": {
                 "reason": _reason(item),
                 "advice": advice_of(incident),
-                "evidence": [f"{_place(e)} {describe(e)}" for e in incident.evidence[:_PD_LINES]],
+                "evidence": [f"{_place(e)} {explain(e)}" for e in incident.evidence[:_PD_LINES]],
                 "notification": item.id,
             },
         },
@@ -143,7 +143,7 @@ def alert(incident: Incident, at_s: int) -> dict[str, Any]:
             "description": incident.reason,
             "cause": incident.cause,
             "advice": advice_of(incident),
-            "evidence": "\n".join(f"{_place(e)} {describe(e)}" for e in incident.evidence),
+            "evidence": "\n".join(f"{_place(e)} {explain(e)}" for e in incident.evidence),
         },
         # Event time may be ahead of this clock, and an alert that ends before it starts is refused.
         "startsAt": rfc3339(min(incident.onset_ms, at_s * 1_000)),
@@ -232,7 +232,7 @@ def _lines(item: OutboxItem, most: int) -> list[str]:
     if item.transition == "resolved":
         return []
     evidence = item.incident.evidence
-    lines = [f"• {_place(e)} {describe(e)}" for e in evidence[:most]]
+    lines = [f"• {_place(e)} {explain(e)}" for e in evidence[:most]]
     return [*lines, f"… and {len(evidence) - most} more"] if len(evidence) > most else lines
 
 

@@ -14,6 +14,7 @@ from scipy import special
 from monitor.binning import NumericBins
 from monitor.budget import Levels, benjamini_hochberg
 from monitor.calibration import QUALITY_RATES, RATES, Null, rate_counts
+from monitor.decomposition import moved
 from monitor.mmd import Finding, find
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
@@ -192,7 +193,7 @@ def _verdict(
         limit=float(it.limit),
         p_value=_p(float(it.p_value)),
         n=int(it.n),
-        evidence=_means(reference, segment, profile, f) if breach else {},
+        evidence=_evidence(reference, segment, profile, f) if breach else {},
     )
 
 
@@ -251,13 +252,17 @@ def _unseen(profile: Profile, f: Field, rate: str) -> dict[str, str]:
     return {"examples": ", ".join(sorted(texts, key=lambda t: (-texts[t], t))[:3])}
 
 
-def _means(
+def _evidence(
     reference: Reference, segment: str, profile: Profile, f: Field
 ) -> dict[str, float | int | str]:
-    if not isinstance(f.bins, NumericBins):
-        return {}
-    before = reference.profiles[segment].moments(f.name)
-    return {"mean": profile.moments(f.name)[1], "reference_mean": before[1]}
+    usual = reference.profiles[segment]
+    found: dict[str, float | int | str] = {}
+    if where := moved(f.bins, usual.counts(f.name), profile.counts(f.name)):
+        found["moved"] = where
+    if isinstance(f.bins, NumericBins):
+        found["mean"] = profile.moments(f.name)[1]
+        found["reference_mean"] = usual.moments(f.name)[1]
+    return found
 
 
 def _no_data(feature: str, statistic: str, n: int, kind: VerdictKind = "no_data") -> Verdict:

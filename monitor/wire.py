@@ -191,7 +191,7 @@ class Performance(msgspec.Struct, frozen=True, tag="performance"):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """One line of an incident's story: which statistic of which feature moved, where, and by how much."""
+    """One line of an incident's story: which statistic of which feature moved, where, and by how much. ``note``: which values."""
 
     kind: VerdictKind
     version: str

@@ -162,7 +162,7 @@ def _duration_ms(text: str) -> int:
 
 
 def _write(incident: Incident) -> None:
-    from alerting.diagnosis import describe
+    from alerting.diagnosis import explain
     from alerting.payloads import advice_of
 
     say(f"{incident.title}\n{incident.reason}\n")
@@ -179,7 +179,7 @@ def _write(incident: Incident) -> None:
         if value:
             say(f"{name:<13} {value}")
     evidence = [
-        {"feature": e.feature, "segment": e.segment, "version": e.version, "evidence": describe(e)}
+        {"feature": e.feature, "segment": e.segment, "version": e.version, "evidence": explain(e)}
         for e in incident.evidence
     ]
     for rows in (evidence, [{"when": utc(x.at_ms), "what": x.what} for x in incident.timeline]):

@@ -66,7 +66,7 @@ function incidentCard(incident, deliveries) {
   const until = incident.resolved_ms ? `, resolved ${time(incident.resolved_ms)}` : "";
   const advice = `${ADVICE[incident.advice] ?? incident.advice}${incident.rollback_to ? ` to version ${incident.rollback_to}` : ""}${incident.retrain_blocked ? "; retrain is blocked" : ""}`;
   const evidence = [["Feature", (e) => e.feature || "–"], ["Statistic", (e) => e.statistic], ["Version", (e) => e.version], ["Segment", (e) => e.segment || "all"],
-    ["Value", (e) => number(e.value), "n"], ["Limit", (e) => number(e.limit), "n"], ["From (UTC)", (e) => time(e.start_ms)]];
+    ["Value", (e) => number(e.value), "n"], ["Limit", (e) => number(e.limit), "n"], ["Which values", (e) => e.note, "text"], ["From (UTC)", (e) => time(e.start_ms)]];
   const sent = [["Target", (d) => d.target], ["Action", (d) => d.action], ["Outcome", (d) => d.outcome], ["Attempts", (d) => d.attempts, "n"], ["At (UTC)", (d) => time(d.at_ms)]];
   return el("details", { class: incident.state, open: opened.has(incident.id) ? "" : null, toggle: (event) => opened[event.target.open ? "add" : "delete"](incident.id) },
     el("summary", {}, el("span", { class: `chip ${incident.state}` }, incident.state), el("strong", {}, incident.title),
