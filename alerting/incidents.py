@@ -98,11 +98,13 @@ def step(
 
 
 def command(book: Book, order: Command) -> tuple[Book, tuple[Change, ...]]:
-    """Apply what a person asked for. A repeat, or one about an incident that is not open, changes nothing."""
+    """Apply what a person asked for. A repeat, or one about what is not open or not advised any more, changes nothing."""
     entry = book.open.get(order.incident_id)
     if entry is None or order.model != book.model:
         return book, ()
     action = entry.incident.advice
+    if order.action not in (None, action):
+        return book, ()
     transition: Transition | None = None
     match order.kind:
         case "acknowledge" if entry.incident.acknowledged_by is None:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -19,10 +19,8 @@ from alerting.book import DAY_MS, Acted, Book, Case
 from alerting.cases import noted
 from alerting.incidents import Change
 from monitor.spec import ActionSpec, ModelSpec, format_duration
-from monitor.wire import Incident, OutboxItem, Transition
+from monitor.wire import ACTIONS, ActionName, Incident, OutboxItem, Transition
 
-ActionName: TypeAlias = Literal["retrain", "rollback"]
-ACTIONS: Final[tuple[ActionName, ...]] = ("retrain", "rollback")
 _MEMORY_MS: Final = 90 * DAY_MS  # longer than any cooldown in use; bounds the list as well
 _MEMORY: Final = 256
 

@@ -36,6 +36,10 @@ class ConfigError(DriftlineError):
     """A setting, a spec or an address is wrong. The message is one line and says what to do."""
 
 
+class NothingToDoError(ConfigError):
+    """What somebody asks for would change nothing."""
+
+
 class IncompatibleError(DriftlineError):
     """Two values of different binnings, or bytes of a schema version that this release cannot read."""
 

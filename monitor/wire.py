@@ -7,7 +7,7 @@ with defaults; a field that changes its meaning raises ``SCHEMA_VERSION``, and a
 from __future__ import annotations
 
 import struct
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 import pyarrow as pa
@@ -36,6 +36,8 @@ Cause = Literal[
     "pipeline_fault", "benign_shift", "drift", "concept_drift", "bad_release", "outage", "unknown"
 ]
 Advice = Literal["fix_data", "watch", "retrain", "rollback", "page", "investigate"]
+ActionName = Literal["retrain", "rollback"]
+ACTIONS: Final[tuple[ActionName, ...]] = get_args(ActionName)
 IncidentState = Literal["pending", "firing", "resolved"]
 Severity = Literal["critical", "error", "warning", "info"]
 DeliveryOutcome = Literal[
@@ -261,8 +263,11 @@ class Delivery(msgspec.Struct, frozen=True, tag="delivery"):
     detail: str = ""
 
 
-class Command(msgspec.Struct, frozen=True, tag="command"):
-    """What a person or an API client asks for."""
+class Command(msgspec.Struct, frozen=True, tag="command", omit_defaults=True):
+    """What a person or an API client asks for.
+
+    ``action`` is what they saw when they approved or rejected: where the advice has changed since, the order is void.
+    """
 
     kind: Literal["acknowledge", "silence", "approve", "reject", "rebaseline"]
     model: str
@@ -271,6 +276,7 @@ class Command(msgspec.Struct, frozen=True, tag="command"):
     at_ms: int
     until_ms: int | None = None
     comment: str = ""
+    action: ActionName | None = None
 
 
 Message = (

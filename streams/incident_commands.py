@@ -13,8 +13,8 @@ from streams.console import say, utc, write_json, write_rows
 from streams.options import EXIT_FAILED, Config, Json, load, now_ms
 
 if TYPE_CHECKING:
+    from monitor.orders import Kind
     from monitor.wire import Incident
-    from streams.orders import Kind
 
 WAIT_S: Final = 15.0  # a transaction of the detector, and the sink's next insert
 
@@ -126,11 +126,12 @@ def _order(
     from msgspec import to_builtins
 
     from monitor import store
+    from monitor.orders import order
     from streams import orders
 
     stored = store.connect(settings.clickhouse)
     at_ms = now_ms()
-    command = orders.order(
+    command = order(
         kind,
         orders.find(stored, incident_id),
         author=author or getpass.getuser(),
@@ -138,7 +139,7 @@ def _order(
         until_ms=None if lasts is None else at_ms + _duration_ms(lasts),
         comment=comment,
     )
-    orders.send(settings, command)
+    orders.Messenger(settings).give(command)
     found = orders.taken(
         stored, command, within_s=WAIT_S, monotonic=time.monotonic, sleep=time.sleep
     )

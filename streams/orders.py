@@ -1,18 +1,20 @@
-"""What people ask for: an order goes to the detector that holds the incident's model, and what came of it is read from the store.
+"""How an order gets to the detector that holds the incident's model, and how what came of it is read from the store.
 
-An order is a record of ``commands`` in the model's partition. The incident's timeline names who asked, and why; an order that changes nothing,
-such as a second acknowledgement, leaves no trace.
+An order (``monitor.orders``) is a record of ``commands`` in the model's partition. One that changes nothing, such as a second acknowledgement,
+leaves no trace.
 """
 
 from __future__ import annotations
 
 import logging
-import re
+import threading
 from collections.abc import Callable
-from typing import Final, Literal, TypeAlias
+from typing import Final
+
+from confluent_kafka import KafkaException, Producer
 
 from monitor import wire
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, TransientError
 from monitor.settings import Settings
 from monitor.store import Store
 from monitor.wire import Command, Incident
@@ -21,11 +23,9 @@ from streams.topics import partition_of
 
 logger = logging.getLogger(__name__)
 
-Kind: TypeAlias = Literal["acknowledge", "silence", "approve", "reject"]
 LEAST_ID: Final = 4  # characters of an id that have to be given
-MAX_COMMENT: Final = 500
-_AUTHOR: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _TURN_S: Final = 0.25
+_TAKEN_MS: Final = 5_000  # less than what `clients.write` waits, so that it learns what came of it
 
 
 def find(store: Store, id_prefix: str) -> Incident:
@@ -44,50 +44,58 @@ def find(store: Store, id_prefix: str) -> Incident:
     return found[0]
 
 
-def order(
-    kind: Kind,
-    incident: Incident,
-    *,
-    author: str,
-    at_ms: int,
-    until_ms: int | None = None,
-    comment: str = "",
-) -> Command:
-    """What to ask for.
+class Messenger:
+    """Takes orders to the detector, through one producer that is made at the first. Mutable: it owns the producer.
 
-    Raises:
-        ConfigError: it would change nothing, or the author or comment is not one line.
+    Any number of threads may ``give`` at once.
     """
-    if incident.state != "firing":
-        raise ConfigError(f"the incident is {incident.state}: there is nothing to {kind}")
-    if kind == "acknowledge" and incident.acknowledged_by is not None:
-        raise ConfigError(f"{incident.acknowledged_by} has acknowledged it already")
-    if kind in ("approve", "reject") and incident.advice not in ("retrain", "rollback"):
-        raise ConfigError(
-            f"it advises to {incident.advice.replace('_', ' ')}: there is nothing to {kind}"
-        )
-    if not _AUTHOR.fullmatch(author):
-        raise ConfigError("the author is one line of at most 128 characters")
-    if len(comment) > MAX_COMMENT or not (comment.isprintable() or not comment):
-        raise ConfigError(f"the comment is one line of at most {MAX_COMMENT} characters")
-    return Command(kind, incident.model, incident.id, author, at_ms, until_ms, comment)
 
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
 
-def send(settings: Settings, command: Command) -> None:
-    """Give an order; returns when the broker has it.
+    def give(self, command: Command) -> None:
+        """Give an order; returns when the broker has it.
 
-    Raises:
-        TransientError: the broker does not answer.
-    """
-    partition = partition_of(command.model, settings.kafka.detector_partitions)
-    clients.put(
-        wiring.require_broker(settings),
-        logger,
-        wiring.topics(settings).commands,
-        command.model,
-        wire.encode(command),
-        partition=partition,
-    )
+        Raises:
+            TransientError: the broker does not answer.
+            ConfigError: the broker refuses who we are.
+        """
+        chosen = self._settings.kafka
+        record = {
+            "topic": wiring.topics(self._settings).commands,
+            "key": command.model,
+            "value": wire.encode(command),
+            "partition": partition_of(command.model, chosen.detector_partitions),
+        }
+        producer = self._connected()
+        try:
+            clients.write(producer, chosen.bootstrap, "the order", [record])
+        except KafkaException as err:
+            self._forget(producer)
+            raise TransientError(f"kafka: {err.args[0].str()}") from err
+        except TransientError:
+            self._forget(producer)
+            raise
+
+    def _forget(self, producer: Producer) -> None:
+        """It may be broken for good: the next order begins with a new one."""
+        with self._lock:
+            if self._producer is producer:
+                self._producer = None
+
+    def _connected(self) -> Producer:
+        if self._producer is not None:
+            return self._producer
+        kafka = wiring.require_broker(self._settings)  # outside: nobody queues for a silent broker
+        with self._lock:
+            if self._producer is None:
+                config = clients.producer_config(kafka, logger)
+                # Whoever was told that it failed must not see it happen minutes later.
+                config |= {"message.timeout.ms": _TAKEN_MS, "linger.ms": 0}
+                self._producer = Producer(config)
+            return self._producer
 
 
 def taken(

@@ -289,6 +289,14 @@ def test_a_manual_action_waits_for_its_approval_and_a_repeated_approval_asks_onc
         assert said(list(asked)) == expected
 
 
+def test_an_approval_of_what_is_not_advised_any_more_is_void() -> None:
+    book, _ = deliver(FALLING, spec(notify=[]))
+    assert next(iter(book.open.values())).incident.advice == "retrain"
+    for kind in ("approve", "reject"):
+        order = Command(kind, MODEL, next(iter(book.open)), "ada", NOW, action="rollback")
+        assert command(book, order) == (book, ())
+
+
 def test_a_dry_run_is_marked_as_one() -> None:
     hook = {"url": "https://ci.example/x", "secret": "env:S"}
     dry = spec(notify=[], actions={"retrain": {"webhook": hook, "dry_run": True}})

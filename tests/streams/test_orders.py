@@ -1,22 +1,25 @@
-"""Orders of people: which can be given, where they go, and how it is known that they were taken."""
+"""Orders of people: where they go, and how it is known that they were taken."""
 
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from msgspec.structs import replace
 
 from monitor import wire
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, TransientError
+from monitor.orders import order
 from monitor.settings import KafkaSettings, Settings
 from monitor.store import Store
-from monitor.wire import Command, Incident, TimelineEntry
+from monitor.wire import Incident, TimelineEntry
 from streams import clients, orders, topics, wiring
-from streams.orders import Kind, find, order, send, taken
+from streams.embedded.supervisor import free_port
+from streams.orders import Messenger, find, taken
 from tests.alerting.builders import MODEL, START
 from tests.alerting.test_payloads import item
 
@@ -48,31 +51,6 @@ def test_an_incident_is_named_by_the_beginning_of_its_id() -> None:
     for prefix, problem in (("abc", "at least 4"), ("abcd", "more than one"), ("ffff", "no such")):
         with pytest.raises(ConfigError, match=problem):
             find(store(INCIDENT, other), prefix)
-
-
-def test_an_order_says_who_when_and_why() -> None:
-    given = order("silence", INCIDENT, author="ada", at_ms=5, until_ms=9, comment="deploy")
-    assert given == Command("silence", MODEL, INCIDENT.id, "ada", 5, 9, "deploy")
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "given", "problem"),
-    [
-        ("approve", {"state": "resolved"}, {}, "it is|is resolved: there is nothing to approve"),
-        ("approve", {"advice": "fix_data"}, {}, "advises to fix data: there is nothing to approve"),
-        ("reject", {"advice": "watch"}, {}, "nothing to reject"),
-        ("acknowledge", {"acknowledged_by": "bob"}, {}, "bob has acknowledged it already"),
-        ("acknowledge", {}, {"author": "a\nb"}, "author is one line"),
-        ("acknowledge", {}, {"author": ""}, "author is one line"),
-        ("acknowledge", {}, {"comment": "x" * 501}, "comment is one line"),
-        ("acknowledge", {}, {"comment": "a\x1b[2Jb"}, "comment is one line"),
-    ],
-)  # fmt: skip
-def test_what_would_change_nothing_or_is_no_line_is_refused(
-    kind: Kind, changes: dict[str, Any], given: dict[str, Any], problem: str
-) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        order(kind, replace(INCIDENT, **changes), **{"author": "ada", "at_ms": 1, **given})
 
 
 def test_an_order_is_taken_when_it_stands_in_the_timeline() -> None:
@@ -111,12 +89,30 @@ def test_an_order_goes_to_the_partition_of_its_model(broker_address: str) -> Non
     names = wiring.topics(settings)
     admin = clients.admin(wiring.kafka(settings), orders.logger)
     topics.create(admin, names, wiring.widths(settings))
-    given = order("approve", INCIDENT, author="ada", at_ms=1)
-    send(settings, given)
+    given = [order("approve", INCIDENT, author=f"ada {i}", at_ms=i) for i in range(8)]
+    messenger = Messenger(settings)
+    messenger.give(given[0])
+    first = messenger._producer
+    with ThreadPoolExecutor(7) as threads:
+        list(threads.map(messenger.give, given[1:]))
+    assert messenger._producer is first, "one producer gives every order"
     consumer = Consumer({"bootstrap.servers": broker_address, "group.id": "look"})
     place = TopicPartition(names.commands, topics.partition_of(MODEL, 3), 0)
     consumer.assign([place])
-    message = consumer.poll(10)
+    found = [message.value() for message in consumer.consume(len(given), 10)]
     consumer.close()
-    assert message is not None
-    assert wire.decode(message.value() or b"") == given
+    assert {*found} == {wire.encode(each) for each in given}
+
+
+def test_an_order_that_the_broker_does_not_take_is_not_given_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(kafka=KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}"))
+    messenger = Messenger(settings)
+    with pytest.raises(TransientError, match="no Kafka broker answers"):
+        messenger.give(order("approve", INCIDENT, author="ada", at_ms=1))
+    monkeypatch.setattr(wiring, "require_broker", wiring.kafka)  # as if it went away afterwards
+    monkeypatch.setattr(orders, "_TAKEN_MS", 500)
+    with pytest.raises(TransientError, match="did not take the order"):
+        messenger.give(order("approve", INCIDENT, author="ada", at_ms=1))
+    assert messenger._producer is None, "the next order begins with a new one"
