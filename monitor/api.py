@@ -1,11 +1,11 @@
-"""The HTTP API and the page: read-only views of the store.
+"""The HTTP API and the page: views of the store, and orders, which are handed to the detector (``monitor.api_orders``).
 
 - Errors are ``application/problem+json`` (RFC 9457); they never quote an address, a query or a secret.
 - Answers are bounded by ``api.page_size``: ``{"items": [...], "truncated": bool}``, newest first. The next page is asked
   for with ``to_ms`` set to the last ``start_ms`` plus one: windows of one start may come twice, none is left out.
 - With a key, everything but /healthz, /readyz and the page's own files needs it, in the header ``X-API-Key``. Without
-  one the API listens on loopback only, and answers to loopback's names only: a web page that has its own name
-  resolve to 127.0.0.1 gets nothing.
+  one the API listens on loopback only, and answers to loopback's names and that of ``api.public_url`` only: a web page
+  that has its own name resolve to 127.0.0.1 gets nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import hmac
 import http
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -28,17 +30,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from monitor import api_orders, metrics
 from monitor import gate as gates
-from monitor import metrics
 from monitor import store as stores
+from monitor.api_orders import RETRY_AFTER_S, Desk
 from monitor.errors import ConfigError, DriftlineError, TransientError
 from monitor.observed import Observed
+from monitor.orders import Give
 from monitor.settings import ApiSettings, Settings
 from monitor.store import FOREVER_MS, Store
 from monitor.wire import IncidentState, VerdictStatus
 
 PAGE: Final = Path(__file__).parent / "page"
-RETRY_AFTER_S: Final = 5
 _STOP_WITHIN_S: Final = 5
 _MOST_FIRING: Final = 100  # of one model: alerting.book.Rules.max_open is below it
 _HEADERS: Final = {
@@ -58,8 +61,13 @@ Limit = Annotated[int | None, Query(ge=1, description="At most and by default ap
 Next: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(store: Store, settings: ApiSettings, observed: Observed | None = None) -> FastAPI:
-    """The application; ``run`` serves it, and keeps what is ``observed`` up to date."""
+def create_app(
+    store: Store,
+    settings: ApiSettings,
+    observed: Observed | None = None,
+    desk: Desk | None = None,
+) -> FastAPI:
+    """The application; ``run`` serves it, and keeps what is ``observed`` up to date. Without a ``desk`` it takes no orders."""
     app = FastAPI(title="Driftline", version="1", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(StarletteHTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _invalid_problem)
@@ -67,18 +75,22 @@ def create_app(store: Store, settings: ApiSettings, observed: Observed | None = 
     app.add_exception_handler(Exception, _defect)
     app.middleware("http")(_around)
     if not settings.key.get_secret_value():
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+        public = urlsplit(settings.public_url).hostname
+        names = ["127.0.0.1", "localhost", "[::1]", *([public] if public else [])]
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     app.include_router(_open_routes(store))
     guarded = [Depends(_key_check(settings))]
     app.include_router(_model_routes(store, settings.page_size), dependencies=guarded)
     others = _other_routes(app, store, observed or Observed(store), settings.page_size)
     app.include_router(others, dependencies=guarded)
+    orders = api_orders.order_routes(store, desk, settings.public_url)
+    app.include_router(orders, dependencies=guarded)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
-def run(settings: Settings, stop: threading.Event) -> None:
-    """Serve the API until ``stop`` is set.
+def run(settings: Settings, stop: threading.Event, give: Give | None = None) -> None:
+    """Serve the API until ``stop`` is set. ``give`` takes an order to the detector; without it none is taken.
 
     Raises:
         TransientError: ClickHouse does not answer at start.
@@ -87,7 +99,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     api = settings.api
     store = stores.connect(settings.clickhouse)
     observed = Observed(store)
-    app = create_app(store, api, observed)
+    desk = None if give is None else Desk(give, clock_ms=_now_ms)
+    app = create_app(store, api, observed, desk)
     listener = _listen(api)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -354,7 +367,9 @@ def _problem(status: int, detail: str, **more: object) -> Response:
 
 def _http_problem(_request: Request, err: Exception) -> Response:
     assert isinstance(err, StarletteHTTPException)
-    return _problem(err.status_code, str(err.detail))
+    response = _problem(err.status_code, str(err.detail))
+    response.headers.update(err.headers or {})
+    return response
 
 
 def _invalid_problem(_request: Request, err: Exception) -> Response:
@@ -378,6 +393,10 @@ def _our_problem(_request: Request, err: Exception) -> Response:
 
 def _defect(_request: Request, _err: Exception) -> Response:
     return _problem(500, "a defect: the log has it")  # the server logs the traceback
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000  # noqa: TID251  # an edge: orders are of the wall clock
 
 
 def _listen(api: ApiSettings) -> socket.socket:

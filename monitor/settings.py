@@ -35,6 +35,11 @@ PREFIX: Final = "DRIFTLINE_"
 _BROKER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
 _SERVER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:@\[\]]+)(?::(\d{1,5}))?")
 
+# No character that could end a link in a message, or an attribute of HTML.
+_PUBLIC: Final = re.compile(
+    r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::\d{1,5})?(?:/[A-Za-z0-9._~-]+)*/?"
+)
+
 
 def is_loopback(host: str) -> bool:
     """Whether ``host`` can be reached from this machine only."""
@@ -394,6 +399,18 @@ class ApiSettings(_Group):
         default=SecretStr(""), description="Key that callers send as X-API-Key; open if empty."
     )
     page_size: int = Field(default=5_000, ge=1, le=10_000, description="Most rows of one answer.")
+    public_url: str = Field(
+        default="",
+        max_length=200,
+        description="http(s)://HOST[:PORT][/PATH] where people reach the API, for links in notifications; no links if empty.",
+    )
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_address(cls, value: str) -> str:
+        if value and not _PUBLIC.fullmatch(value):
+            raise ValueError("expected http(s)://HOST[:PORT][/PATH], without user and query")
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

@@ -79,8 +79,8 @@ PROCESSES: Final[tuple[Process, ...]] = (
     Process(
         "api",
         "Serve the HTTP API and the page.",
-        "monitor.api",
-        ("clickhouse", "api", *_EVERY),
+        "streams.api",
+        ("kafka", "clickhouse", "api", *_EVERY),
     ),
 )
 

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
@@ -15,10 +16,12 @@ import uvicorn
 from pydantic import SecretStr
 
 from monitor import api, store
+from monitor.api_orders import Desk
 from monitor.errors import ConfigError
 from monitor.observed import Observed
 from monitor.settings import ApiSettings, ClickHouseSettings, Settings
 from monitor.store import Store
+from monitor.wire import Command
 from streams.embedded.supervisor import LOOPBACK, free_port
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, endpoint, fill
 
@@ -49,8 +52,10 @@ def serve() -> Iterator[Serve]:
     """Serves an application on a free port, and gives a client of it."""
     with ExitStack() as opened:
 
-        def start(link: Store, settings: ApiSettings | None = None) -> httpx.Client:
-            app = api.create_app(link, settings or ApiSettings())
+        def start(
+            link: Store, settings: ApiSettings | None = None, desk: Desk | None = None
+        ) -> httpx.Client:
+            app = api.create_app(link, settings or ApiSettings(), desk=desk)
             listener = opened.enter_context(socket.create_server((LOOPBACK, 0)))
             server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
             thread = threading.Thread(target=server.run, args=([listener],))
@@ -217,10 +222,11 @@ def test_with_a_key_only_the_probes_and_the_pages_own_files_are_open(
 def test_every_route_but_the_probes_is_behind_the_key(serve: Serve, filled: Store) -> None:
     client = serve(filled, ApiSettings(key=SecretStr("k" * 32)))
     schema = client.get("/api/v1/openapi.json", headers={"X-API-Key": "k" * 32}).json()
-    for path in schema["paths"]:
+    for path, methods in schema["paths"].items():
         concrete = re.sub(r"{[^}]*}", "x", path)
         expected = 200 if path in ("/healthz", "/readyz") else 401
-        assert client.get(concrete).status_code == expected, path
+        for method in methods:
+            assert client.request(method, concrete).status_code == expected, path
 
 
 def test_without_a_key_only_loopback_names_are_answered(serve: Serve, filled: Store) -> None:
@@ -240,6 +246,24 @@ def test_the_page_is_self_contained_and_may_load_nothing_from_elsewhere(
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http" not in text, file.name
         assert "innerHTML" not in text, file.name
+
+
+def test_an_order_that_waits_for_the_broker_holds_nobody_up(serve: Serve, filled: Store) -> None:
+    given, broker = threading.Event(), threading.Event()
+
+    def give(_: Command) -> None:
+        given.set()
+        assert broker.wait(10)
+
+    client = serve(filled, desk=Desk(give, clock_ms=lambda: 5))
+    path = f"/api/v1/incidents/{FIRING}/acknowledge"
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(client.post, path, json={"author": "ada"})
+        assert given.wait(10)
+        assert client.get("/healthz").status_code == 200
+        assert not asked.done()
+        broker.set()
+        assert asked.result().json()["incident_id"] == FIRING
 
 
 def test_metrics_count_answers_by_class_of_status(client: httpx.Client) -> None:

@@ -1,0 +1,209 @@
+"""The part of the API that people give orders by: routes that ask the detector for something, and change nothing themselves.
+
+A browser may be made to call this address by any page that it shows. So an order needs JSON, which a foreign page cannot send without
+asking first, and comes from no other site; both hold with a key as without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from monitor.errors import ConfigError, DriftlineError, NothingToDoError, TransientError
+from monitor.orders import Give, Kind, order
+from monitor.spec import parse_duration_ms
+from monitor.store import FOREVER_MS, Store
+from monitor.wire import Command, Incident
+
+RETRY_AFTER_S: Final = 5
+MAX_BODY: Final = 8 << 10  # an author and a comment are 700 characters at most
+_AWAY: Final = {"Retry-After": str(RETRY_AFTER_S)}
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What orders are taken with.
+
+    Attributes:
+        give: takes one to the detector; may block, so it is called in a thread of the pool.
+        clock_ms: the wall clock.
+    """
+
+    give: Give
+    clock_ms: Callable[[], int]
+
+
+class OrderBody(BaseModel):
+    """What an order says beside its kind and its incident."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    author: str = Field(description="Who asks: one line of at most 128 characters.")
+    comment: str = Field(default="", description="Why; it stands in the timeline.")
+    lasts: str | None = Field(
+        default=None, alias="for", max_length=16, description="How long to be silent: 30m, 2h, 7d."
+    )
+    until_ms: int | None = Field(
+        default=None, ge=0, le=FOREVER_MS, description="Or until when, in event time."
+    )
+
+
+def order_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
+    """The routes; without a desk they say that there is none."""
+    router = APIRouter(
+        prefix="/api/v1/incidents", dependencies=[Depends(same_site_check(public_url))]
+    )
+    schema = {"application/json": {"schema": OrderBody.model_json_schema()}}
+
+    @router.post(
+        "/{incident_id}/{kind}",
+        status_code=202,
+        openapi_extra={"requestBody": {"required": True, "content": schema}},
+    )
+    def give_order(
+        incident_id: str,
+        kind: Kind,
+        body: Annotated[bytes, Depends(body_of("application/json"))],
+    ) -> Response:
+        """Ask for something. 202 is what was asked for: the detector decides, and the incident's timeline tells.
+
+        409 where it would change nothing; 503 while the broker or the database does not answer.
+        """
+        asked = _parsed(body)
+        if desk is None:
+            raise HTTPException(
+                503, "this API has no broker to give orders to: use `driftline incident`"
+            )
+        now_ms = desk.clock_ms()
+        until_ms = _until_ms(kind, asked, now_ms)
+        command = checked(
+            kind,
+            store.incident(incident_id),
+            author=asked.author,
+            at_ms=now_ms,
+            until_ms=until_ms,
+            comment=asked.comment,
+        )
+        given(desk, command)
+        return Response(msgspec.json.encode(command), 202, media_type="application/json")
+
+    return router
+
+
+def checked(
+    kind: Kind,
+    incident: Incident | None,
+    *,
+    author: str,
+    at_ms: int,
+    until_ms: int | None = None,
+    comment: str = "",
+) -> Command:
+    """``monitor.orders.order``, in the terms of HTTP.
+
+    Raises:
+        HTTPException: 404, 409 or 422.
+    """
+    if incident is None:
+        raise HTTPException(404, "no such incident")
+    try:
+        return order(kind, incident, author=author, at_ms=at_ms, until_ms=until_ms, comment=comment)
+    except NothingToDoError as err:
+        raise HTTPException(409, str(err)) from None
+    except ConfigError as err:
+        raise HTTPException(422, str(err)) from None
+
+
+def given(desk: Desk, command: Command) -> None:
+    """Give an order.
+
+    Raises:
+        HTTPException: 503, the broker has not taken it.
+    """
+    try:
+        desk.give(command)
+    except DriftlineError as err:
+        structlog.get_logger(__name__).warning("an order was not taken", error=str(err))
+        away = isinstance(err, TransientError)
+        detail = (
+            "the broker does not answer: nothing was asked for, try again"
+            if away
+            else "the broker is not set up: run `driftline doctor`"
+        )
+        raise HTTPException(503, detail, headers=_AWAY if away else None) from err
+
+
+def same_site_check(public_url: str) -> Callable[[Request], None]:
+    """Refuses what another site's page makes a browser send. Programs other than browsers send neither header.
+
+    The rule of Go's ``http.CrossOriginProtection``; ``Sec-Fetch-Site`` comes over TLS and on loopback only, so there is the origin, too.
+    """
+    public = urlsplit(public_url).netloc
+
+    def check(request: Request) -> None:
+        site = request.headers.get("sec-fetch-site")
+        origin = request.headers.get("origin")
+        if site is not None:
+            foreign = site not in ("same-origin", "none")
+        else:  # a proxy may have changed the host, but not the address where people reach us
+            own = {request.headers.get("host", ""), public}
+            foreign = origin is not None and origin.rpartition("://")[2] not in own
+        if foreign:
+            raise HTTPException(403, "orders are not taken from another site's page")
+
+    return check
+
+
+def body_of(media_type: str) -> Callable[[Request], Awaitable[bytes]]:
+    """Reads a bounded body of one kind.
+
+    FastAPI's own parsing would read all of it, and before the key is looked at.
+    """
+
+    async def read(request: Request) -> bytes:
+        given_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given_type != media_type:
+            raise HTTPException(415, f"send {media_type}, and say so in Content-Type")
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise HTTPException(413, f"the body has more than {MAX_BODY} bytes")
+        return bytes(body)
+
+    return read
+
+
+def _parsed(body: bytes) -> OrderBody:
+    try:
+        return OrderBody.model_validate_json(body)
+    except ValidationError as err:
+        raise RequestValidationError(
+            [{**e, "loc": ("body", *e["loc"])} for e in err.errors(include_input=False)]
+        ) from None
+
+
+def _until_ms(kind: Kind, asked: OrderBody, now_ms: int) -> int | None:
+    if kind != "silence":
+        if asked.lasts is not None or asked.until_ms is not None:
+            raise HTTPException(422, "only a silence has an end: leave for and until_ms out")
+        return None
+    if (asked.lasts is None) == (asked.until_ms is None):
+        raise HTTPException(422, "give either for, such as 2h, or until_ms")
+    if asked.lasts is None:
+        return asked.until_ms
+    try:
+        until_ms = now_ms + parse_duration_ms(asked.lasts)
+    except ValueError as err:
+        raise HTTPException(422, f"for: {err}") from None
+    if until_ms > FOREVER_MS:
+        raise HTTPException(422, "for: that is longer than anything lasts")
+    return until_ms
