@@ -14,9 +14,10 @@ from typing import Final, Literal, Protocol, TypeAlias, assert_never
 import numpy as np
 
 from alerting.delivery import Attempt, Outcome
-from alerting.payloads import notification
+from alerting.payloads import approval_link, notification
 from alerting.pipelines import action_request
 from alerting.requests import Mail, Request, Resolve
+from monitor.approvals import Links
 from monitor.spec import ActionSpec, ModelSpec
 from monitor.targets import NotifyTarget
 from monitor.wire import Delivery, DeliveryOutcome, OutboxItem
@@ -55,6 +56,7 @@ class Courier:
         rng: jitter, so that receivers that come back are not met by all at once.
         max_age_s: an item that is older is given up: an old alert is noise.
         attempted: called once per request that goes out.
+        links: makes the links by which a notification's reader approves; without it there are none.
     """
 
     spec_of: SpecOf
@@ -66,6 +68,7 @@ class Courier:
     rng: np.random.Generator
     max_age_s: float
     attempted: Callable[[], None] = lambda: None
+    links: Links | None = None
 
     async def deliver(
         self, item: OutboxItem, asked_s: float, newer: Callable[[], bool] = lambda: False
@@ -83,7 +86,7 @@ class Courier:
                 return self._done(
                     item, "expired", attempts, detail or "too old before a first attempt"
                 )
-            found = self._request(item)
+            found = self._request(item, asked_s)
             if isinstance(found, Request | Mail):
                 attempts += 1
                 self.attempted()
@@ -108,7 +111,9 @@ class Courier:
             return await self.mailer.send(message, self.clock_s())
         return await self.sender.send(message)
 
-    def _request(self, item: OutboxItem) -> Request | Mail | Attempt | Literal["dry_run"]:
+    def _request(
+        self, item: OutboxItem, asked_s: float
+    ) -> Request | Mail | Attempt | Literal["dry_run"]:
         """What to send now; an attempt that failed before it was sent; or that nothing is to be sent."""
         spec = self.spec_of(item.incident.model)
         if spec is None:
@@ -119,7 +124,8 @@ class Courier:
         if isinstance(target, ActionSpec) and (item.dry_run or target.dry_run):
             return "dry_run"
         try:
-            return _message(item, target, self.resolve, int(self.clock_s()))
+            link = approval_link(item, spec, self.links, asked_s)
+            return _message(item, target, self.resolve, int(self.clock_s()), link)
         except (KeyError, ValueError) as err:  # a secret: an operator may still mend it
             return Attempt(Outcome.RETRY, str(err.args[0]))
 
@@ -154,11 +160,11 @@ def target_of(item: OutboxItem, spec: ModelSpec) -> NotifyTarget | ActionSpec | 
 
 
 def _message(
-    item: OutboxItem, target: NotifyTarget | ActionSpec, resolve: Resolve, at_s: int
+    item: OutboxItem, target: NotifyTarget | ActionSpec, resolve: Resolve, at_s: int, link: str
 ) -> Request | Mail:
     if isinstance(target, ActionSpec):
         return action_request(item, target, resolve, at_s=at_s)
-    return notification(item, target, resolve, at_s=at_s)
+    return notification(item, target, resolve, at_s=at_s, link=link)
 
 
 def _final(outcome: Outcome) -> DeliveryOutcome:

@@ -1,7 +1,7 @@
 """How each receiver of notifications is told of an incident: an outbox item and its target become one message, without any I/O.
 
-Bodies are a function of the item alone, so a retry carries the same bytes; only a signature's timestamp and the end of an alert in
-Alertmanager are of the attempt. Names of features, segments and versions come from outside: they are escaped, or stand where nothing
+Bodies are a function of the item and of when it was asked for, so a retry carries the same bytes; only a signature's timestamp and the
+end of an alert in Alertmanager are of the attempt. Names of features, segments and versions come from outside: they are escaped, or stand where nothing
 is markup, and are cut to the receiver's limits.
 
 Sources: Slack Block Kit reference, PagerDuty Events API v2, Alertmanager API v2 (``docs/alerts_api.md``), Adaptive Cards 1.4, RFC 5322.
@@ -16,7 +16,10 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from alerting.diagnosis import explain
+from alerting.notify import ActionDecision, ActionHistory, decide_action
 from alerting.requests import Mail, Request, Resolve, bearer, json_request, rfc3339, signed_webhook
+from monitor.approvals import Links
+from monitor.spec import MAX_MIN_WINDOWS, ModelSpec
 from monitor.targets import (
     AlertmanagerTarget,
     EmailTarget,
@@ -26,7 +29,7 @@ from monitor.targets import (
     TeamsTarget,
     WebhookTarget,
 )
-from monitor.wire import Evidence, Incident, OutboxItem
+from monitor.wire import ACTIONS, Evidence, Incident, OutboxItem
 
 ALERT_LASTS_S: Final = 300  # in Alertmanager, unless it is sent again: its own resolve_timeout
 _TEAMS_TEXT: Final = 1_000  # of any one text: a message has at most 28 KB
@@ -36,36 +39,53 @@ _SLACK_LINES: Final = 5  # of evidence: a message is read on a phone
 _PD_SUMMARY: Final = 1_024
 _PD_LINES: Final = 20
 _SUBJECT: Final = 200
+_DECIDE: Final = "Approve or reject"
 _ESCAPES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKS: Final = {"critical": "🔴", "error": "🟠", "warning": "🟡", "info": "🔵"}
 
 
 def notification(
-    item: OutboxItem, target: NotifyTarget, resolve: Resolve, *, at_s: int
+    item: OutboxItem, target: NotifyTarget, resolve: Resolve, *, at_s: int, link: str = ""
 ) -> Request | Mail:
-    """What tells ``target`` of ``item``; ``at_s`` is the Unix time of this attempt.
+    """What tells ``target`` of ``item``; ``at_s`` is the Unix time of this attempt, ``link`` that of ``approval_link``.
 
     Raises:
         ValueError: a webhook secret that claims to be base64 (``whsec_``) is not. The secret is not quoted.
     """
     match target.chosen:
         case SlackTarget(url=url):
-            return json_request(resolve(url), slack_message(item), item.id)
+            return json_request(resolve(url), slack_message(item, link), item.id)
         case TeamsTarget(url=url):
-            return json_request(resolve(url), teams_message(item), item.id)
+            return json_request(resolve(url), teams_message(item, link), item.id)
         case PagerDutyTarget(url=url, routing_key=key):
-            return json_request(resolve(url), pagerduty_event(item, resolve(key)), item.id)
+            return json_request(resolve(url), pagerduty_event(item, resolve(key), link), item.id)
         case AlertmanagerTarget() as chosen:
             return alerts_request([item.incident], chosen, resolve, at_s=at_s)
         case EmailTarget(to=to):
-            return mail(item, to)
+            return mail(item, to, link)
         case WebhookTarget() as chosen:
-            return signed_webhook(item, chosen, resolve, at_s)
+            return signed_webhook(item, chosen, resolve, at_s, link)
         case _:
             assert_never(target.chosen)
 
 
-def slack_message(item: OutboxItem) -> dict[str, Any]:
+def approval_link(item: OutboxItem, spec: ModelSpec, links: Links | None, asked_s: float) -> str:
+    """Where a reader lets the advised action go, or declines it; ``""`` where nothing waits for that.
+
+    ``asked_s`` is when the item was asked for: it is the item's own, so that a retry carries the same link.
+    """
+    if links is None or item.action != "notify":
+        return ""
+    rules = {"retrain": spec.actions.retrain, "rollback": spec.actions.rollback}
+    alone = ActionHistory(now_ms=0, acted=(), open_ids=(), quality_open=False, windows=MAX_MIN_WINDOWS)
+    for name in ACTIONS:
+        decision = decide_action(name, rules[name], item.incident, alone)
+        if decision is ActionDecision.NEEDS_APPROVAL:
+            return links.to(item.incident.id, name, asked_s)
+    return ""
+
+
+def slack_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
     """Body for a Slack incoming webhook: what happened, what to do, the evidence, in that order."""
     incident = item.incident
     head = f"{_state_word(item)}: {incident.title}"
@@ -81,11 +101,14 @@ def slack_message(item: OutboxItem) -> dict[str, Any]:
     ]
     if lines:
         blocks.append({"type": "section", "text": _mrkdwn("\n".join(lines))})
+    if link:  # not a button: of those Slack expects that we listen to what is pressed
+        text = {"type": "mrkdwn", "text": f"<{link}|{_DECIDE}>"}
+        blocks.append({"type": "section", "text": text})
     blocks.append({"type": "context", "elements": [_mrkdwn(f"incident {incident.id}")]})
     return {"text": escaped(head, _SLACK_SECTION), "blocks": blocks}
 
 
-def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
+def pagerduty_event(item: OutboxItem, routing_key: str, link: str = "") -> dict[str, Any]:
     """Body for Events API v2. The incident is the ``dedup_key``: a changed cause updates the alert, the end resolves it."""
     incident = item.incident
     event: dict[str, Any] = {"routing_key": routing_key, "dedup_key": incident.id}
@@ -96,6 +119,7 @@ def pagerduty_event(item: OutboxItem, routing_key: str) -> dict[str, Any]:
         **event,
         "event_action": "trigger",
         "client": "Driftline",
+        **({"links": [{"href": link, "text": _DECIDE}]} if link else {}),
         "payload": {
             "summary": _cut(incident.title, _PD_SUMMARY),
             "source": incident.model,
@@ -151,7 +175,7 @@ def alert(incident: Incident, at_s: int) -> dict[str, Any]:
     }
 
 
-def teams_message(item: OutboxItem) -> dict[str, Any]:
+def teams_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
     """Body for a Teams workflow: an adaptive card. Names from outside stand in text runs, where nothing is markup."""
     incident = item.incident
     body: list[dict[str, Any]] = [
@@ -167,6 +191,9 @@ def teams_message(item: OutboxItem) -> dict[str, Any]:
         "version": "1.4",
         "msteams": {"width": "Full"},
         "body": body,
+        **(
+            {"actions": [{"type": "Action.OpenUrl", "title": _DECIDE, "url": link}]} if link else {}
+        ),
     }
     attachment = {
         "contentType": "application/vnd.microsoft.card.adaptive",
@@ -176,12 +203,13 @@ def teams_message(item: OutboxItem) -> dict[str, Any]:
     return {"type": "message", "attachments": [attachment]}
 
 
-def mail(item: OutboxItem, to: tuple[str, ...]) -> Mail:
+def mail(item: OutboxItem, to: tuple[str, ...], link: str = "") -> Mail:
     """A mail of plain text; the mails of one incident are one thread."""
     incident = item.incident
     head = f"{_state_word(item)}: {incident.title}"
     text = [_reason(item), ""]
     text += [f"{name + ':':<10}{value}" for name, value in _facts(incident).items()]
+    text += ["", f"{_DECIDE}: {link}"] if link else []
     lines = _lines(item, _PD_LINES)
     text += ["", "Evidence", *lines] if lines else []
     timeline = [f"{_clock(entry.at_ms)}  {entry.what}" for entry in incident.timeline]

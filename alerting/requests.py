@@ -65,11 +65,15 @@ class Mail:
     text: str = field(repr=False)
 
 
-def cloud_event(item: OutboxItem) -> bytes:
-    """A structured-mode CloudEvent below ``MAX_WEBHOOK_BYTES``: evidence and timeline are shortened until it fits."""
+def cloud_event(item: OutboxItem, link: str = "") -> bytes:
+    """A structured-mode CloudEvent below ``MAX_WEBHOOK_BYTES``: evidence and timeline are shortened until it fits.
+
+    ``link`` is where a person approves what the incident advises, if somebody has to.
+    """
     incident = item.incident
     acts = item.action != "notify"
     kind = f"action.{item.action}.requested" if acts else f"incident.{item.transition}"
+    waits = {"approve_url": link} if link else {}
     kept = max(len(incident.evidence), len(incident.timeline))
     while True:
         shown = msgspec.structs.replace(
@@ -86,7 +90,7 @@ def cloud_event(item: OutboxItem) -> bytes:
                 "subject": f"{incident.model}/{incident.version}",
                 "time": rfc3339(incident.updated_ms),
                 "datacontenttype": "application/json",
-                "data": {"action": item.action, "incident": msgspec.to_builtins(shown)},
+                "data": {"action": item.action, "incident": msgspec.to_builtins(shown), **waits},
             }
         )
         if len(body) < MAX_WEBHOOK_BYTES or kept == 0:
@@ -94,13 +98,15 @@ def cloud_event(item: OutboxItem) -> bytes:
         kept //= 2
 
 
-def signed_webhook(item: OutboxItem, target: WebhookTarget, resolve: Resolve, at_s: int) -> Request:
+def signed_webhook(
+    item: OutboxItem, target: WebhookTarget, resolve: Resolve, at_s: int, link: str = ""
+) -> Request:
     """The item as a signed CloudEvent.
 
     Raises:
         ValueError: the secret claims to be base64 (``whsec_``) and is not. It is not quoted.
     """
-    body = cloud_event(item)
+    body = cloud_event(item, link)
     headers = {
         "content-type": "application/cloudevents+json",
         "webhook-id": item.id,

@@ -3,7 +3,8 @@
 - Errors are ``application/problem+json`` (RFC 9457); they never quote an address, a query or a secret.
 - Answers are bounded by ``api.page_size``: ``{"items": [...], "truncated": bool}``, newest first. The next page is asked
   for with ``to_ms`` set to the last ``start_ms`` plus one: windows of one start may come twice, none is left out.
-- With a key, everything but /healthz, /readyz and the page's own files needs it, in the header ``X-API-Key``. Without
+- With a key, everything but /healthz, /readyz, the page's own files and what a signed link leads to
+  (``monitor.api_approvals``) needs it, in the header ``X-API-Key``. Without
   one the API listens on loopback only, and answers to loopback's names and that of ``api.public_url`` only: a web page
   that has its own name resolve to 127.0.0.1 gets nothing.
 """
@@ -30,7 +31,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from monitor import api_orders, metrics
+from monitor import api_approvals, api_orders, metrics
 from monitor import gate as gates
 from monitor import store as stores
 from monitor.api_orders import RETRY_AFTER_S, Desk
@@ -46,7 +47,7 @@ _STOP_WITHIN_S: Final = 5
 _MOST_FIRING: Final = 100  # of one model: alerting.book.Rules.max_open is below it
 _HEADERS: Final = {
     # The page is self-contained: nothing comes from elsewhere, nothing goes elsewhere, nobody frames it.
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -79,6 +80,8 @@ def create_app(
         names = ["127.0.0.1", "localhost", "[::1]", *([public] if public else [])]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     app.include_router(_open_routes(store))
+    if desk is not None and desk.secret:
+        app.include_router(api_approvals.approval_routes(store, desk, settings.public_url))
     guarded = [Depends(_key_check(settings))]
     app.include_router(_model_routes(store, settings.page_size), dependencies=guarded)
     others = _other_routes(app, store, observed or Observed(store), settings.page_size)
@@ -99,14 +102,15 @@ def run(settings: Settings, stop: threading.Event, give: Give | None = None) -> 
     api = settings.api
     store = stores.connect(settings.clickhouse)
     observed = Observed(store)
-    desk = None if give is None else Desk(give, clock_ms=_now_ms)
+    secret = settings.approvals.secret.get_secret_value()
+    desk = None if give is None else Desk(give, clock_ms=_now_ms, secret=secret)
     app = create_app(store, api, observed, desk)
     listener = _listen(api)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             log_config=None,  # monitor.logs has set it up
-            access_log=False,
+            access_log=False,  # it would hold the tokens of signed links
             timeout_graceful_shutdown=_STOP_WITHIN_S,
             server_header=False,
         )

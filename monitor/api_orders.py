@@ -7,7 +7,7 @@ asking first, and comes from no other site; both hold with a key as without one.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
@@ -35,10 +35,12 @@ class Desk:
     Attributes:
         give: takes one to the detector; may block, so it is called in a thread of the pool.
         clock_ms: the wall clock.
+        secret: of signed links (``monitor.approvals``); without one there are none.
     """
 
     give: Give
     clock_ms: Callable[[], int]
+    secret: str = field(default="", repr=False)
 
 
 class OrderBody(BaseModel):
@@ -141,12 +143,13 @@ def given(desk: Desk, command: Command) -> None:
         raise HTTPException(503, detail, headers=_AWAY if away else None) from err
 
 
-def same_site_check(public_url: str) -> Callable[[Request], None]:
+def same_site_check(public_url: str, *, or_null: bool = False) -> Callable[[Request], None]:
     """Refuses what another site's page makes a browser send. Programs other than browsers send neither header.
 
     The rule of Go's ``http.CrossOriginProtection``; ``Sec-Fetch-Site`` comes over TLS and on loopback only, so there is the origin, too.
+    ``or_null`` takes an origin that is kept secret.
     """
-    public = urlsplit(public_url).netloc
+    others = {urlsplit(public_url).netloc, *(["null"] if or_null else [])} - {""}
 
     def check(request: Request) -> None:
         site = request.headers.get("sec-fetch-site")
@@ -154,7 +157,7 @@ def same_site_check(public_url: str) -> Callable[[Request], None]:
         if site is not None:
             foreign = site not in ("same-origin", "none")
         else:  # a proxy may have changed the host, but not the address where people reach us
-            own = {request.headers.get("host", ""), public}
+            own = {request.headers.get("host", ""), *others}
             foreign = origin is not None and origin.rpartition("://")[2] not in own
         if foreign:
             raise HTTPException(403, "orders are not taken from another site's page")

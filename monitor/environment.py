@@ -38,6 +38,8 @@ Group = Literal[
     "sink",
     "evaluator",
     "dispatcher",
+    "email",
+    "approvals",
     "api",
     "metrics",
     "log",

@@ -31,6 +31,8 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
+from monitor.approvals import MIN_SECRET
+
 PREFIX: Final = "DRIFTLINE_"
 _BROKER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
 _SERVER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:@\[\]]+)(?::(\d{1,5}))?")
@@ -388,6 +390,27 @@ class EmailSettings(_Group):
         return self
 
 
+class ApprovalSettings(_Group):
+    """Signed links in notifications, by which an action is approved without a terminal."""
+
+    secret: SecretStr = Field(
+        default=SecretStr(""),
+        description=f"Signs them, the same for dispatcher and API, at least {MIN_SECRET} characters; without it, or without api.public_url, there are none.",
+    )
+    lasts_s: int = Field(
+        default=86_400, ge=60, le=30 * 86_400, description="A link is good for this long."
+    )
+
+    @field_validator("secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < MIN_SECRET:
+            raise ValueError(
+                f"give at least {MIN_SECRET} characters, as `openssl rand -hex 24` makes them"
+            )
+        return value
+
+
 class ApiSettings(_Group):
     """The HTTP API and the page."""
 
@@ -477,6 +500,7 @@ class Settings(BaseSettings):
     evaluator: EvaluatorSettings = EvaluatorSettings()
     dispatcher: DispatcherSettings = DispatcherSettings()
     email: EmailSettings = EmailSettings()
+    approvals: ApprovalSettings = ApprovalSettings()
     api: ApiSettings = ApiSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()

@@ -39,6 +39,7 @@ _DURATION: Final = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
 _KEY: Final = re.compile(r"[a-z_]{1,24}")  # how our own keys look; anything else is not quoted
 MAX_WINDOWS: Final = 8  # window sizes of a model: each costs an accumulator per segment
 MAX_SEGMENTS: Final = 8
+MAX_MIN_WINDOWS: Final = 1_000
 LIMITS: Final = ("above", "below", "rises_by", "falls_by", "times")
 # Statistics of which the reference has a value, too.
 FROM_REFERENCE: Final = (
@@ -276,7 +277,7 @@ class ActionSpec(ActionTarget):
     dry_run: bool = False
     cooldown: Duration = 86_400_000
     per_day: int = Field(default=1, ge=1, le=100)
-    min_windows: int = Field(default=1, ge=1, le=1_000)
+    min_windows: int = Field(default=1, ge=1, le=MAX_MIN_WINDOWS)
     to: str = Field(default="", max_length=128)
     helps_within: Duration = 3 * 86_400_000
 

@@ -98,6 +98,7 @@ class Dispatcher:
             rng=np.random.default_rng(),
             max_age_s=chosen.max_age_s,
             attempted=metrics.DELIVERY_ATTEMPTS.inc,
+            links=wiring.links(settings),
         )
         self._standing = Standing(
             spec_of, self._courier.sender, self._courier.resolve, self._courier.clock_s

@@ -74,13 +74,13 @@ PROCESSES: Final[tuple[Process, ...]] = (
         "dispatcher",
         "Send what is in the outbox to webhooks.",
         "streams.dispatcher",
-        ("kafka", "dispatcher", *_EVERY),
+        ("kafka", "dispatcher", "email", "approvals", "api", *_EVERY),  # of api: public_url
     ),
     Process(
         "api",
         "Serve the HTTP API and the page.",
         "streams.api",
-        ("kafka", "clickhouse", "api", *_EVERY),
+        ("kafka", "clickhouse", "approvals", "api", *_EVERY),
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clickhouse_connect.driver.client import Client
 
 from monitor import clickhouse
+from monitor.approvals import Links
 from monitor.errors import TransientError
 from monitor.events import Limits
 from monitor.settings import Settings
@@ -49,6 +50,13 @@ def limits(settings: Settings) -> Limits:
         max_future_ms=round(chosen.max_future_s * 1_000),
         max_age_ms=None if chosen.max_age_s is None else round(chosen.max_age_s * 1_000),
     )
+
+
+def links(settings: Settings) -> Links | None:
+    """What makes signed links; ``None`` unless both the secret and the address are set."""
+    public_url, chosen = settings.api.public_url, settings.approvals
+    secret = chosen.secret.get_secret_value()
+    return Links(public_url, secret, chosen.lasts_s) if public_url and secret else None
 
 
 def clickhouse_client(settings: Settings) -> Client:

@@ -10,22 +10,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
 from msgspec.structs import replace
+from pydantic import SecretStr
+from typing_extensions import override
 
 from monitor import store as stores
 from monitor import wire
 from monitor.environment import environment, load
+from monitor.settings import ApiSettings, ApprovalSettings
 from monitor.spec import load_spec, parse_spec
 from monitor.targets import ActionTarget, NotifyTarget
 from streams import wiring
 from streams.clients import put
 from streams.embedded.stack import Stack, embedded_stack
+from streams.embedded.supervisor import LOOPBACK, free_port
 from streams.topics import partition_of
 from tests.alerting.test_notify import FALLING
 
@@ -83,8 +90,17 @@ def test_every_file_that_is_linked_exists() -> None:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """What ``make up`` starts, on free ports."""
-    with embedded_stack(load(), data_dir=tmp_path_factory.mktemp("up"), fresh=True) as running:
+    """What ``make up`` starts, on free ports, with what the README says that links need."""
+    port, own = free_port(), load()
+    public = {"port": port, "public_url": f"http://{LOOPBACK}:{port}"}
+    settings = own.model_copy(
+        update={
+            "api": ApiSettings.model_validate(public),
+            "approvals": ApprovalSettings(secret=SecretStr("s" * 48)),
+            "dispatcher": own.dispatcher.model_copy(update={"allowed_networks": ("127.0.0.0/8",)}),
+        }
+    )
+    with embedded_stack(settings, data_dir=tmp_path_factory.mktemp("up"), fresh=True) as running:
         yield running
 
 
@@ -160,26 +176,90 @@ def test_the_first_own_model_works_as_the_readme_says(stack: Stack, tmp_path: Pa
     assert "churn" in spent.stdout
 
 
+def _becomes_worse(stack: Stack, model: str, folder: Path, **more: Any) -> None:
+    """A model that waits for approval of a retrain: drift, and labels that fall with it."""
+    hook = {"url": "https://ci.example/retrain", "secret": "env:NOWHERE"}
+    spec = {"model": model, "actions": {"retrain": {"webhook": hook}}, **more}
+    (folder / f"{model}.yaml").write_text(yaml.safe_dump(spec))
+    applied = _driftline(stack, f".venv/bin/driftline apply {model}.yaml", folder)
+    assert applied.returncode == 0, applied.stderr
+    kafka, names = wiring.kafka(stack.settings), wiring.topics(stack.settings)
+    partition = partition_of(model, stack.settings.kafka.detector_partitions)
+    for message in FALLING:
+        value = wire.encode(replace(message, model=model))
+        put(kafka, logging.getLogger(__name__), names.verdicts, model, value, partition=partition)
+
+
+@pytest.mark.embedded
+@pytest.mark.timeout(240)
+def test_an_action_is_approved_by_the_link_that_a_notification_brought(
+    stack: Stack, tmp_path: Path
+) -> None:
+    links: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            links.extend(filter(None, [event["data"].get("approve_url")]))
+            self.send_response(204)
+            self.end_headers()
+
+        @override
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    (tmp_path / "secret").write_text("x" * 32)
+    with ThreadingHTTPServer((LOOPBACK, 0), Receiver) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://{LOOPBACK}:{server.server_port}/"
+        told = {"webhook": {"url": url, "secret": f"file:{tmp_path / 'secret'}"}}
+        _becomes_worse(stack, "trips", tmp_path, notify=[told])
+        _wait(stack, "the notification", lambda: links)
+        server.shutdown()
+    (link,) = set(links)
+    address, _, token = link.partition("?token=")
+    store = stores.connect(stack.settings.clickhouse)
+    (incident,) = _wait(
+        stack,
+        "the incident",
+        lambda: [x for x in store.incidents("trips") if x.advice == "retrain"],
+    )
+    with httpx.Client(trust_env=False) as person:
+        assert "Retrain?" in person.get(link).text
+        orders = f"{stack.api}/api/v1/incidents/{incident.id}"
+        noted = person.post(f"{orders}/acknowledge", json={"author": "bob"})
+        assert noted.status_code == 202, noted.text
+        form = {"token": token, "name": "ada", "decision": "approve"}
+        assert person.post(address, data=form).status_code == 202
+
+    def lines() -> list[str]:
+        found = store.incident(incident.id)
+        said = [entry.what for entry in found.timeline] if found else []
+        return said if "retrain asked for" in said else []
+
+    said = _wait(stack, "the retrain", lines)
+    assert [x for x in said if x.startswith(("acknowledge", "approve", "retrain"))] == [
+        "acknowledge by bob",
+        "approve by ada (by signed link)",
+        "retrain asked for",
+    ]
+    logs = "".join(path.read_text() for path in (stack.data_dir / "logs").iterdir())
+    assert "token=" not in logs
+    assert token.rpartition(".")[2] not in logs
+
+
 @pytest.mark.embedded
 @pytest.mark.timeout(240)
 def test_an_incident_is_looked_at_acknowledged_silenced_and_its_action_approved(
     stack: Stack, tmp_path: Path
 ) -> None:
-    hook = {"url": "https://ci.example/retrain", "secret": "env:NOWHERE"}
-    spec = {"model": "rides", "actions": {"retrain": {"webhook": hook}}}
-    (tmp_path / "rides.yaml").write_text(yaml.safe_dump(spec))
-    applied = _driftline(stack, ".venv/bin/driftline apply rides.yaml", tmp_path)
-    assert applied.returncode == 0, applied.stderr
-    kafka, names = wiring.kafka(stack.settings), wiring.topics(stack.settings)
-    partition = partition_of("rides", stack.settings.kafka.detector_partitions)
-    for message in FALLING:  # drift, and labels that fall with it
-        value = wire.encode(replace(message, model="rides"))
-        put(kafka, logging.getLogger(__name__), names.verdicts, "rides", value, partition=partition)
+    _becomes_worse(stack, "rides", tmp_path)
 
     def of_rides() -> list[dict[str, Any]]:
         listed = _driftline(stack, ".venv/bin/driftline incident list --open --json", tmp_path)
         assert listed.returncode == 0, listed.stderr
-        return [x for x in json.loads(listed.stdout) if x["advice"] == "retrain"]
+        found: list[dict[str, Any]] = json.loads(listed.stdout)
+        return [x for x in found if (x["model"], x["advice"]) == ("rides", "retrain")]
 
     (incident,) = _wait(stack, "the incident", of_rides)
     show, *rest = [c for c in COMMANDS if "3fa2c1" in c]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from alerting.courier import LONGEST_WAIT_S, STALE_S, Courier
 from alerting.delivery import Attempt, Outcome
 from alerting.requests import Mail, Request
+from monitor.approvals import Links
 from monitor.spec import ModelSpec
 from monitor.wire import OutboxItem
 from tests.alerting.builders import MODEL, judged, labels, run, spec
@@ -170,6 +171,21 @@ async def test_an_action_that_may_have_been_taken_is_recorded_as_unknown() -> No
     world = World([Attempt(Outcome.UNKNOWN, "no answer: may have been taken")])
     found = await world.courier().deliver(items()["retrain"], world.now_s)
     assert (found.outcome, found.attempts) == ("unknown", 1)
+
+
+async def test_a_retry_carries_the_same_link_however_late_it_is() -> None:
+    hook = {"url": "https://ci.example/x", "secret": "env:HOOK_SECRET"}
+    manual = spec(actions={"retrain": {"webhook": hook}})
+    links = Links("https://ml.example", "s" * 32, lasts_s=60)
+    bodies = []
+    for restart in (0, 500):  # the next dispatcher reads the same item
+        world = World([RETRY, RETRY, DONE], model=manual, now_s=1_000.0 + restart)
+        await replace(world.courier(), links=links).deliver(items()["slack"], 1_000.0)
+        bodies += [request.body for _, request in world.sent]
+    assert len(bodies) == 6
+    assert len(set(bodies)) == 1
+    incident = items()["slack"].incident
+    assert links.to(incident.id, "retrain", 1_000.0).encode() in bodies[0]
 
 
 async def test_a_mail_goes_by_mail() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import hypothesis.strategies as st
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis import given
 
 from alerting.payloads import (
     alert,
+    approval_link,
     escaped,
     notification,
     pagerduty_event,
@@ -25,8 +27,10 @@ from alerting.requests import (
     sign,
     signed_webhook,
 )
+from monitor.approvals import Links
 from monitor.targets import NotifyTarget, WebhookTarget
 from monitor.wire import (
+    ActionName,
     Advice,
     Evidence,
     Incident,
@@ -36,7 +40,7 @@ from monitor.wire import (
     Transition,
 )
 from streams.demo.receiver import judge
-from tests.alerting.builders import DAY, HOUR, MODEL, START
+from tests.alerting.builders import DAY, HOUR, MODEL, START, spec
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 KEYS = {
@@ -251,6 +255,74 @@ def test_a_mail_is_plain_text_and_a_title_cannot_begin_a_header() -> None:
     assert isinstance(over, Mail)
     assert "Evidence" not in over.text
     assert over.subject.startswith("✅ Resolved: ")
+
+
+MANUAL = {"webhook": {"url": "https://ci.example/x", "secret": "env:S"}}
+LINKS = Links("https://ml.example", "s" * 32, 60)
+LINK = LINKS.to("f" * 32, "retrain", NOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "actions", "action"),
+    [
+        ({"advice": "retrain"}, {"retrain": MANUAL}, "retrain"),
+        ({"advice": "retrain", "transition": "changed"}, {"retrain": MANUAL}, "retrain"),
+        ({"advice": "rollback", "rollback_to": "6"}, {"rollback": MANUAL}, "rollback"),
+        ({"advice": "retrain"}, {"retrain": {**MANUAL, "approval": "auto"}}, None),
+        ({"advice": "retrain"}, {"retrain": {**MANUAL, "dry_run": True}}, None),
+        ({"advice": "retrain"}, {"rollback": MANUAL}, None),  # not allowed
+        ({"advice": "retrain"}, {}, None),
+        ({"advice": "rollback"}, {"rollback": MANUAL}, None),  # to which version?
+        ({"advice": "fix_data"}, {"retrain": MANUAL, "rollback": MANUAL}, None),
+        (
+            {"advice": "retrain", "state": "resolved", "transition": "resolved"},
+            {"retrain": MANUAL},
+            None,
+        ),
+        ({"advice": "retrain", "action": "retrain"}, {"retrain": MANUAL}, None),  # to a pipeline
+    ],
+)
+def test_a_link_is_there_when_an_action_waits_for_a_person_and_not_otherwise(
+    changes: dict[str, Any], actions: dict[str, Any], action: ActionName | None
+) -> None:
+    of, model = item(**changes), spec(actions=actions)
+    expected = LINKS.to("f" * 32, action, NOW) if action else ""
+    assert approval_link(of, model, LINKS, NOW) == expected
+    assert approval_link(of, model, None, NOW) == ""
+
+
+def test_every_receiver_that_people_read_gets_the_link_in_its_own_form() -> None:
+    of = item(advice="retrain", title="&" * 5_000, feature="<" * 500, evidence=20, timeline=50)
+
+    def body(target: NotifyTarget, path: str = "") -> dict[str, Any]:
+        request = notification(of, target, resolve, at_s=NOW, link=LINK)
+        assert isinstance(request, Request)
+        if path:
+            answer = judge(path, request.headers, request.body, secret=SECRET, now_s=NOW)
+            assert answer.problem is None
+        found: dict[str, Any] = msgspec.json.decode(request.body)
+        return found
+
+    texts_of = [
+        block["text"]["text"] for block in body(SLACK, "/slack")["blocks"] if "text" in block
+    ]
+    assert f"<{LINK}|Approve or reject>" in texts_of
+    (attachment,) = body(TEAMS)["attachments"]
+    (button,) = attachment["content"]["actions"]
+    assert (button["type"], button["url"]) == ("Action.OpenUrl", LINK)
+    assert body(PAGERDUTY, "/pagerduty")["links"] == [{"href": LINK, "text": "Approve or reject"}]
+    hook = NotifyTarget.model_validate({"webhook": HOOK.model_dump()})
+    assert body(hook, "/retrain")["data"]["approve_url"] == LINK
+    mail = notification(of, EMAIL, resolve, at_s=NOW, link=LINK)
+    assert isinstance(mail, Mail)
+    assert f"\nApprove or reject: {LINK}\n" in mail.text
+
+
+@pytest.mark.parametrize("target", [SLACK, TEAMS, PAGERDUTY, EMAIL])
+def test_without_a_link_nothing_speaks_of_one(target: NotifyTarget) -> None:
+    found = notification(item(advice="retrain"), target, resolve, at_s=NOW)
+    text = found.text if isinstance(found, Mail) else found.body.decode()
+    assert "Approve" not in text
 
 
 @given(st.text(), st.integers(min_value=1, max_value=60))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import threading
@@ -17,9 +18,10 @@ from pydantic import SecretStr
 
 from monitor import api, store
 from monitor.api_orders import Desk
+from monitor.approvals import Approval
 from monitor.errors import ConfigError
 from monitor.observed import Observed
-from monitor.settings import ApiSettings, ClickHouseSettings, Settings
+from monitor.settings import ApiSettings, ApprovalSettings, ClickHouseSettings, Settings
 from monitor.store import Store
 from monitor.wire import Command
 from streams.embedded.supervisor import LOOPBACK, free_port
@@ -309,6 +311,38 @@ def test_the_process_serves_until_it_is_told_to_stop(
     stop.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_token_stands_in_no_log(
+    database: ClickHouseSettings,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    secret, port = "s" * 32, free_port()
+    settings = Settings(
+        clickhouse=database,
+        api=ApiSettings(port=port),
+        approvals=ApprovalSettings(secret=SecretStr(secret)),
+    )
+    good = Approval(FIRING, "retrain", 1 << 40).token(secret)
+    stop = threading.Event()
+    thread = threading.Thread(target=api.run, args=(settings, stop, lambda _: None))
+    with caplog.at_level(logging.DEBUG):
+        thread.start()
+        try:
+            _models(port)
+            for token in (good, good[:-1]):
+                address = f"http://{LOOPBACK}:{port}/approve"
+                page = httpx.get(address, params={"token": token}, trust_env=False)
+                assert page.status_code in (403, 404, 409)
+        finally:
+            stop.set()
+            thread.join(10)
+    ours = [r.getMessage() for r in caplog.records if not r.name.startswith(("httpx", "httpcore"))]
+    said = "\n".join(ours) + "".join(capfd.readouterr())
+    assert "listening" in said
+    assert good[:-1] not in said
+    assert secret not in said
 
 
 def _metrics(port: int, line: str) -> bool:

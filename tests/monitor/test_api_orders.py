@@ -23,6 +23,7 @@ from tests.alerting.builders import DAY, HOUR, MODEL
 from tests.alerting.test_payloads import item
 
 NOW = 1_700_000_000_000
+SECRET = "s" * 32
 INCIDENT = replace(item().incident, id="abcdef" + "0" * 26, advice="retrain")
 AT = f"/api/v1/incidents/{INCIDENT.id}"
 HERE = "http://127.0.0.1:8080"
@@ -57,7 +58,7 @@ class World:
     incident: Incident = INCIDENT
     away: bool = False
     failure: Exception | None = None
-    now_ms: int = NOW
+    secret: str = SECRET
     asked: list[Command] = field(default_factory=list)
 
     def incident_of(self, incident_id: str) -> Incident | None:
@@ -71,7 +72,7 @@ class World:
         self.asked.append(command)
 
     def client(self, *, desk: bool = True, **settings: Any) -> Client:
-        taken = Desk(self.give, clock_ms=lambda: self.now_ms) if desk else None
+        taken = Desk(self.give, lambda: NOW, self.secret) if desk else None
         app = api.create_app(
             cast("Store", Stored(self)), ApiSettings.model_validate(settings), desk=taken
         )
