@@ -29,11 +29,12 @@ def test_a_token_says_what_was_signed_until_it_expires(
     assert token.replace(".", "").replace("-", "").replace("_", "").isalnum()
 
 
-@given(st.integers(0, len(TOKEN) - 1), st.integers(1, 255))
-def test_any_changed_byte_is_refused(at: int, flip: int) -> None:
-    forged = bytearray(TOKEN.encode())
-    forged[at] ^= flip
-    assert read(forged.decode("latin-1"), SECRET, now_s=0) is Refusal.FORGED
+@given(st.integers(1, 255))
+def test_any_changed_byte_is_refused(flip: int) -> None:
+    for at in range(len(TOKEN)):  # the last one, too: base64 would not need all of its bits
+        forged = bytearray(TOKEN.encode())
+        forged[at] ^= flip
+        assert read(forged.decode("latin-1"), SECRET, now_s=0) is Refusal.FORGED
 
 
 @given(st.text(), st.text("0123456789abcdefr.train-_=\x00é٣", max_size=300))
