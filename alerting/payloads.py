@@ -77,7 +77,9 @@ def approval_link(item: OutboxItem, spec: ModelSpec, links: Links | None, asked_
     if links is None or item.action != "notify":
         return ""
     rules = {"retrain": spec.actions.retrain, "rollback": spec.actions.rollback}
-    alone = ActionHistory(now_ms=0, acted=(), open_ids=(), quality_open=False, windows=MAX_MIN_WINDOWS)
+    alone = ActionHistory(
+        now_ms=0, acted=(), open_ids=(), quality_open=False, windows=MAX_MIN_WINDOWS
+    )
     for name in ACTIONS:
         decision = decide_action(name, rules[name], item.incident, alone)
         if decision is ActionDecision.NEEDS_APPROVAL:
