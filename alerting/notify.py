@@ -19,7 +19,8 @@ from alerting.book import DAY_MS, Acted, Book, Case
 from alerting.cases import noted
 from alerting.incidents import Change
 from monitor.spec import ActionSpec, ModelSpec, format_duration
-from monitor.wire import ACTIONS, ActionName, Incident, OutboxItem, Transition
+from monitor.targets import ACTIONS, ActionName
+from monitor.wire import Incident, OutboxItem, Transition
 
 _MEMORY_MS: Final = 90 * DAY_MS  # longer than any cooldown in use; bounds the list as well
 _MEMORY: Final = 256

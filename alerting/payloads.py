@@ -21,6 +21,7 @@ from alerting.requests import Mail, Request, Resolve, bearer, json_request, rfc3
 from monitor.approvals import Links
 from monitor.spec import MAX_MIN_WINDOWS, ModelSpec
 from monitor.targets import (
+    ACTIONS,
     AlertmanagerTarget,
     EmailTarget,
     NotifyTarget,
@@ -29,7 +30,7 @@ from monitor.targets import (
     TeamsTarget,
     WebhookTarget,
 )
-from monitor.wire import ACTIONS, Evidence, Incident, OutboxItem
+from monitor.wire import Evidence, Incident, OutboxItem
 
 ALERT_LASTS_S: Final = 300  # in Alertmanager, unless it is sent again: its own resolve_timeout
 _TEAMS_TEXT: Final = 1_000  # of any one text: a message has at most 28 KB
@@ -74,8 +75,8 @@ def approval_link(item: OutboxItem, spec: ModelSpec, links: Links | None, asked_
 
     ``asked_s`` is when the item was asked for: it is the item's own, so that a retry carries the same link.
     """
-    if links is None or item.action != "notify":
-        return ""
+    if links is None or item.action != "notify" or item.transition == "escalated":
+        return ""  # what escalates was asked for, and did not help
     rules = {"retrain": spec.actions.retrain, "rollback": spec.actions.rollback}
     alone = ActionHistory(
         now_ms=0, acted=(), open_ids=(), quality_open=False, windows=MAX_MIN_WINDOWS

@@ -18,6 +18,7 @@ from monitor.api_orders import Desk, body_of, checked, given, same_site_check
 from monitor.approvals import Approval, Refusal
 from monitor.errors import TransientError
 from monitor.orders import Kind
+from monitor.spec import ActionsSpec
 from monitor.store import Store
 from monitor.wire import Incident
 
@@ -57,8 +58,16 @@ def _asking(store: Store, desk: Desk, token: str) -> Response:
     now_ms = desk.clock_ms()
     incident = _incident_of(store, desk, token, now_ms)
     checked("approve", incident, author=REMARK, at_ms=now_ms)  # for its refusals: it is not given
-    question = "Roll back?" if incident.advice == "rollback" else "Retrain?"
-    return _page(200, question, _form(incident, token))
+    if incident.advice != "rollback":
+        return _page(200, "Retrain?", _form(incident, token))
+    return _page(200, "Roll back?", _form(incident, token, _back_to(store, incident)))
+
+
+def _back_to(store: Store, incident: Incident) -> str | None:
+    """The version that a rollback goes to: the one that the spec names, or else the incident's."""
+    specs = [row.spec for row in store.models() if row.model == incident.model]
+    rules = [ActionsSpec.model_validate(spec.get("actions", {})).rollback for spec in specs]
+    return next((rule.to for rule in rules if rule is not None and rule.to), incident.rollback_to)
 
 
 def _decided(store: Store, desk: Desk, fields: Mapping[str, str]) -> Response:
@@ -116,12 +125,12 @@ def _fields(body: bytes) -> dict[str, str]:
     return {name: values[0] for name, values in parsed.items()}
 
 
-def _form(incident: Incident, token: str) -> str:
+def _form(incident: Incident, token: str, back_to: str | None = None) -> str:
     facts = {
         "Action": incident.advice,
         "Model": incident.model,
         "Version": incident.version,
-        "Back to version": incident.rollback_to if incident.advice == "rollback" else None,
+        "Back to version": back_to,
         "Incident": incident.title,
         "Because": incident.reason,
     }

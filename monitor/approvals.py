@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from monitor.wire import ACTIONS, ActionName
+from monitor.targets import ACTIONS, ActionName
 
 MIN_SECRET: Final = 32  # characters: 16 random bytes in hexadecimal are 128 bits
 PATH: Final = "/approve"

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 from monitor.errors import ConfigError, NothingToDoError
-from monitor.wire import ACTIONS, Command, Incident
+from monitor.targets import ACTIONS
+from monitor.wire import Command, Incident
 
 Kind: TypeAlias = Literal["acknowledge", "silence", "approve", "reject"]
 Give: TypeAlias = Callable[[Command], None]

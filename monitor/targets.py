@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+ActionName: TypeAlias = Literal["retrain", "rollback"]
+ACTIONS: Final[tuple[ActionName, ...]] = get_args(ActionName)
 _SECRET: Final = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/\S+)")
 _MAILBOX: Final = re.compile(r"[^\s@<>(),;:\"\[\]]+@[A-Za-z0-9.-]+")
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -306,9 +308,6 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-Retrains: TypeAlias = Literal["retrain", "rollback"]
-
-
-def fits(target: ActionTarget, action: Retrains) -> bool:
+def fits(target: ActionTarget, action: ActionName) -> bool:
     """Whether a target can carry out an action: what only moves traffic or an alias back cannot retrain."""
     return target.kind in _EITHER or (action == "rollback" and target.kind in _ROLLBACK)

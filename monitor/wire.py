@@ -7,12 +7,13 @@ with defaults; a field that changes its meaning raises ``SCHEMA_VERSION``, and a
 from __future__ import annotations
 
 import struct
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import msgspec
 import pyarrow as pa
 
 from monitor.errors import IncompatibleError
+from monitor.targets import ActionName
 
 MAGIC: Final = b"DL"
 SCHEMA_VERSION: Final = 1
@@ -36,8 +37,6 @@ Cause = Literal[
     "pipeline_fault", "benign_shift", "drift", "concept_drift", "bad_release", "outage", "unknown"
 ]
 Advice = Literal["fix_data", "watch", "retrain", "rollback", "page", "investigate"]
-ActionName = Literal["retrain", "rollback"]
-ACTIONS: Final[tuple[ActionName, ...]] = get_args(ActionName)
 IncidentState = Literal["pending", "firing", "resolved"]
 Severity = Literal["critical", "error", "warning", "info"]
 DeliveryOutcome = Literal[

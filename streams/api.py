@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from monitor import api
 from monitor.settings import Settings
+from streams import clients, wiring
 from streams.orders import Messenger
+
+logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -14,6 +18,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
     Raises:
         TransientError: ClickHouse does not answer at start.
-        ConfigError: the address cannot be listened on, or ClickHouse refuses the user.
+        ConfigError: the address cannot be listened on, ClickHouse refuses the user, or an option of Kafka is wrong.
     """
+    clients.admin(wiring.kafka(settings), logger)  # now, and not at night when somebody approves
     api.run(settings, stop, Messenger(settings).give)

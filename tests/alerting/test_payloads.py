@@ -28,9 +28,8 @@ from alerting.requests import (
     signed_webhook,
 )
 from monitor.approvals import Links
-from monitor.targets import NotifyTarget, WebhookTarget
+from monitor.targets import ActionName, NotifyTarget, WebhookTarget
 from monitor.wire import (
-    ActionName,
     Advice,
     Evidence,
     Incident,
@@ -268,6 +267,9 @@ LINK = LINKS.to("f" * 32, "retrain", NOW)
         ({"advice": "retrain"}, {"retrain": MANUAL}, "retrain"),
         ({"advice": "retrain", "transition": "changed"}, {"retrain": MANUAL}, "retrain"),
         ({"advice": "rollback", "rollback_to": "6"}, {"rollback": MANUAL}, "rollback"),
+        ({"advice": "rollback"}, {"rollback": {**MANUAL, "to": "6"}}, "rollback"),
+        ({"advice": "retrain"}, {"retrain": {**MANUAL, "min_windows": 3}}, "retrain"),
+        ({"advice": "retrain", "transition": "escalated"}, {"retrain": MANUAL}, None),  # it was
         ({"advice": "retrain"}, {"retrain": {**MANUAL, "approval": "auto"}}, None),
         ({"advice": "retrain"}, {"retrain": {**MANUAL, "dry_run": True}}, None),
         ({"advice": "retrain"}, {"rollback": MANUAL}, None),  # not allowed

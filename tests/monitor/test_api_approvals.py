@@ -50,6 +50,15 @@ def test_a_rollback_names_the_version_that_it_goes_back_to(world: World) -> None
     assert "6-good" in page
 
 
+def test_a_rollback_names_the_version_of_the_spec_where_that_names_one(world: World) -> None:
+    hook = {"url": "https://deploy.example/x", "secret": "env:WH"}
+    world.incident = replace(INCIDENT, advice="rollback", rollback_to="6-good")
+    world.actions = {"rollback": {"webhook": hook, "to": "5-gold"}}
+    page = shown(world.client(), Approval(INCIDENT.id, "rollback", EXPIRES).token(SECRET))
+    assert "5-gold" in page
+    assert "6-good" not in page
+
+
 @pytest.mark.parametrize("decision", ["approve", "reject"])
 def test_the_form_gives_the_order_in_the_name_that_was_given(world: World, decision: Any) -> None:
     client = world.client(key=SecretStr("k" * 32))  # who opens the link has none

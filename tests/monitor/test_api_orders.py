@@ -17,7 +17,7 @@ from monitor import api
 from monitor.api_orders import MAX_BODY, Desk
 from monitor.errors import ConfigError, TransientError
 from monitor.settings import ApiSettings
-from monitor.store import FOREVER_MS, Store
+from monitor.store import FOREVER_MS, ModelRow, Store
 from monitor.wire import Command, Incident
 from tests.alerting.builders import DAY, HOUR, MODEL
 from tests.alerting.test_payloads import item
@@ -56,6 +56,7 @@ class World:
     """A store of one incident, and what was asked for."""
 
     incident: Incident = INCIDENT
+    actions: dict[str, Any] = field(default_factory=dict)
     away: bool = False
     failure: Exception | None = None
     secret: str = SECRET
@@ -87,6 +88,10 @@ class Stored:
 
     def incident(self, incident_id: str) -> Incident | None:
         return self.world.incident_of(incident_id)
+
+    def models(self) -> list[ModelRow]:
+        specs = {"another": {}, MODEL: {"actions": self.world.actions}}
+        return [ModelRow(name, spec, "", [], [], [], None, None) for name, spec in specs.items()]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.approvals import MIN_SECRET, Approval, Links, Refusal, read
-from monitor.wire import ActionName
+from monitor.targets import ActionName
 
 SECRET = "s" * MIN_SECRET
 EXPIRES = 1_700_000_000
