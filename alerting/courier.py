@@ -1,18 +1,22 @@
 """One outbox item until it is done: look up its target, build, send, wait, and try again until it is too old.
 
-An edge like ``delivery``; the clock, the wait and chance are arguments. Nothing is remembered here: whether an item was
-delivered before is for the dispatcher to know.
+An edge like ``delivery``; the clock, the wait and chance are arguments. Nothing is remembered here but which destinations do not answer
+(``breaker``): whether an item was delivered before is for the dispatcher to know.
+
+Between two attempts an item waits for itself, longer each time; or, while its destination's circuit is open, for the circuit. Those that wait
+for a circuit ask again at random moments, about ``RELEASED`` of them a second: so much, and no more, meets a receiver that is back.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias, assert_never
 
 import numpy as np
 
+from alerting.breaker import Account, Breaker, Change, Destination, Permit, Sign, server_of
 from alerting.delivery import Attempt, Outcome
 from alerting.payloads import approval_link, notification
 from alerting.pipelines import action_request
@@ -28,6 +32,9 @@ SpecOf: TypeAlias = Callable[[str], ModelSpec | None]
 FIRST_WAIT_S: Final = 1.0
 STALE_S: Final = 900.0  # older news is replaced by newer news of the same incident
 LONGEST_WAIT_S: Final = 300.0  # PagerDuty asks for "a few minutes" when it throttles
+RELEASED: Final = 100  # a second: what a burst of incidents is told at anyway
+SPREAD_S: Final = 1.0  # in which the first so many of them ask
+_COUNTED_BY: Final = ("url", "routing_key", "token")  # what tells two accounts of a server apart
 
 
 class Sends(Protocol):
@@ -45,6 +52,14 @@ class Mails(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    """What is sent now, and to whom."""
+
+    message: Request | Mail
+    whom: Destination
+
+
+@dataclass(frozen=True, slots=True)
 class Courier:
     """Delivers items.
 
@@ -57,6 +72,7 @@ class Courier:
         max_age_s: an item that is older is given up: an old alert is noise.
         attempted: called once per request that goes out.
         links: makes the links by which a notification's reader approves; without it there are none.
+        breaker: which destinations are called now.
     """
 
     spec_of: SpecOf
@@ -69,6 +85,7 @@ class Courier:
     max_age_s: float
     attempted: Callable[[], None] = lambda: None
     links: Links | None = None
+    breaker: Breaker = field(default_factory=Breaker)
 
     async def deliver(
         self, item: OutboxItem, asked_s: float, newer: Callable[[], bool] = lambda: False
@@ -80,19 +97,23 @@ class Courier:
         """
         attempts, detail = 0, ""
         while True:
-            if self.clock_s() - asked_s > min(STALE_S, self.max_age_s) and newer():
-                return self._done(item, "superseded", attempts, detail or "newer news waits")
-            if self.clock_s() - asked_s > self.max_age_s:
-                return self._done(
-                    item, "expired", attempts, detail or "too old before a first attempt"
-                )
-            found = self._request(item, asked_s)
-            if isinstance(found, Request | Mail):
+            too_old = self._too_old(asked_s, newer)
+            if too_old is not None:
+                outcome, why = too_old
+                return self._done(item, outcome, attempts, detail or why)
+            call = self._call(item, asked_s)
+            if isinstance(call, _Call):
+                permit = self.breaker.ask(call.whom, self.clock_s())
+                if not isinstance(permit, Permit):
+                    detail = detail or "its destination takes nothing"
+                    await self._hold(permit)
+                    continue
                 attempts += 1
-                self.attempted()
-                found = await self._send(found)
-            elif not isinstance(found, Attempt):
-                return self._done(item, found, attempts, "recorded only")
+                found = await self._attempt(item, call.message, permit)
+            elif isinstance(call, Attempt):
+                found = call
+            else:
+                return self._done(item, call, attempts, "recorded only")
             if found.outcome is not Outcome.RETRY:
                 return self._done(item, _final(found.outcome), attempts, found.detail)
             if found.detail != detail:
@@ -104,16 +125,57 @@ class Courier:
                     item.incident.model,
                     detail,
                 )
-            await self.sleep(self._wait_s(attempts, found.retry_after_s))
+            await self._rest(attempts, found, call)
+
+    def _too_old(
+        self, asked_s: float, newer: Callable[[], bool]
+    ) -> tuple[Literal["superseded", "expired"], str] | None:
+        age_s = self.clock_s() - asked_s
+        if age_s > min(STALE_S, self.max_age_s) and newer():
+            return "superseded", "newer news waits"
+        if age_s > self.max_age_s:
+            return "expired", "too old before a first attempt"
+        return None
+
+    async def _attempt(self, item: OutboxItem, message: Request | Mail, permit: Permit) -> Attempt:
+        """Send once, and tell the breaker what came of it, whatever did."""
+        self.attempted()
+        sign, asked_s = Sign.NOTHING, None
+        try:
+            found = await self._send(message)
+            sign, asked_s = found.sign, found.retry_after_s
+        finally:
+            change = self.breaker.tell(permit, sign, self.clock_s(), asked_s)
+        if change is not None:
+            _log(change, item)
+        return found
 
     async def _send(self, message: Request | Mail) -> Attempt:
         if isinstance(message, Mail):
             return await self.mailer.send(message, self.clock_s())
         return await self.sender.send(message)
 
-    def _request(
-        self, item: OutboxItem, asked_s: float
-    ) -> Request | Mail | Attempt | Literal["dry_run"]:
+    async def _rest(self, attempts: int, found: Attempt, call: _Call | Attempt) -> None:
+        """Wait between two attempts, as long as the receiver asked for. Where a circuit is open it says when to go on."""
+        if isinstance(call, _Call) and self.breaker.holds(call.whom):
+            # A pause that a 429 asks for is the circuit's.
+            wait_s = 0.0 if found.sign is Sign.LIMIT else found.retry_after_s or 0.0
+        else:
+            wait_s = self._wait_s(attempts, found.retry_after_s)
+        if wait_s:
+            await self.sleep(wait_s)
+
+    async def _hold(self, wait_s: float) -> None:
+        """Wait until a destination may be called again, and then for a moment of one's own."""
+        breaker = self.breaker
+        breaker.held += 1
+        try:
+            spread_s = max(SPREAD_S, breaker.held / RELEASED)
+            await self.sleep(wait_s + spread_s * float(self.rng.uniform(0.1, 1.0)))
+        finally:
+            breaker.held -= 1
+
+    def _call(self, item: OutboxItem, asked_s: float) -> _Call | Attempt | Literal["dry_run"]:
         """What to send now; an attempt that failed before it was sent; or that nothing is to be sent."""
         spec = self.spec_of(item.incident.model)
         if spec is None:
@@ -125,9 +187,11 @@ class Courier:
             return "dry_run"
         try:
             link = approval_link(item, spec, self.links, asked_s)
-            return _message(item, target, self.resolve, int(self.clock_s()), link)
+            message = _message(item, target, self.resolve, int(self.clock_s()), link)
         except (KeyError, ValueError) as err:  # a secret: an operator may still mend it
             return Attempt(Outcome.RETRY, str(err.args[0]))
+        server = "mail" if isinstance(message, Mail) else server_of(message.url)
+        return _Call(message, Destination(server, _account(target)))
 
     def _wait_s(self, attempts: int, asked_s: float | None) -> float:
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempts, 20))
@@ -157,6 +221,23 @@ def target_of(item: OutboxItem, spec: ModelSpec) -> NotifyTarget | ActionSpec | 
             return spec.actions.rollback
         case _:
             return spec.told(item.target)
+
+
+def _account(target: NotifyTarget | ActionSpec) -> Account:
+    """What the receiver's limits count, by the references of the spec: nothing here is a secret."""
+    return tuple(getattr(target.chosen, name, None) for name in _COUNTED_BY)
+
+
+def _log(change: Change, item: OutboxItem) -> None:
+    """Once for all lanes; the address may be a secret."""
+    place = item.target, item.incident.model
+    match change:
+        case Change.OPENED:
+            logger.warning("what %s of %s calls does not answer: it is probed from now on", *place)
+        case Change.CLOSED:
+            logger.info("what %s of %s calls answers again", *place)
+        case _:
+            assert_never(change)
 
 
 def _message(

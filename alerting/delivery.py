@@ -30,6 +30,7 @@ from typing import Final, TypeAlias
 
 import httpx
 
+from alerting.breaker import Sign
 from alerting.requests import Request
 from monitor.errors import ConfigError
 
@@ -57,11 +58,20 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The outcome with a detail for people, and the wait that the receiver asked for."""
+    """The outcome with a detail for people, the wait that the receiver asked for, and what it shows of it, if not what is usual."""
 
     outcome: Outcome
     detail: str
     retry_after_s: float | None = None
+    shows: Sign | None = None
+
+    @property
+    def sign(self) -> Sign:
+        """What it shows of its destination: usually, that it answers what is final and known."""
+        if self.shows is not None:
+            return self.shows
+        lost = self.outcome in (Outcome.RETRY, Outcome.UNKNOWN)
+        return Sign.SILENCE if lost else Sign.ANSWER
 
 
 class ForbiddenAddressError(Exception):
@@ -149,7 +159,7 @@ class Sender:
             said = (
                 str(err) if isinstance(err, ForbiddenAddressError) else "the address is not valid"
             )
-            return Attempt(Outcome.REFUSED, said)
+            return Attempt(Outcome.REFUSED, said, shows=Sign.NOTHING)
         except (TimeoutError, httpx.TimeoutException):  # before OSError, which TimeoutError is
             detail = f"no answer within {self._timeout_s:g} s"
         except (OSError, httpx.HTTPError) as err:  # their texts may quote the address
@@ -230,7 +240,8 @@ def classify(status: int, retry_after: str | None, date: str | None = None) -> A
     if status == 410:
         return Attempt(Outcome.DISABLED, detail)
     if status in _RETRIED or status >= 500:
-        return Attempt(Outcome.RETRY, detail, parse_retry_after(retry_after, date))
+        shows = Sign.LIMIT if status == 429 else Sign.SILENCE
+        return Attempt(Outcome.RETRY, detail, parse_retry_after(retry_after, date), shows)
     return Attempt(Outcome.REFUSED, detail)
 
 

@@ -14,6 +14,7 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from typing import Final
 
+from alerting.breaker import Sign
 from alerting.delivery import Attempt, Outcome
 from alerting.requests import Mail
 from monitor.settings import EmailSettings
@@ -32,7 +33,8 @@ class Mailer:
     async def send(self, mail: Mail, at_s: float) -> Attempt:
         """Try once; ``at_s`` is the Unix time that the mail bears. Never raises for what a server or a network does."""
         if not self.settings.server:
-            return Attempt(Outcome.RETRY, "no mail server is set: DRIFTLINE_EMAIL__SERVER")
+            unset = "no mail server is set: DRIFTLINE_EMAIL__SERVER"
+            return Attempt(Outcome.RETRY, unset, shows=Sign.NOTHING)
         try:
             async with asyncio.timeout(2 * self.timeout_s):  # smtplib's own is of each step
                 return await asyncio.to_thread(self._send, mail, at_s)
@@ -84,15 +86,16 @@ def message(mail: Mail, sender: str, at_s: float) -> EmailMessage:
 
 def _failed(error: OSError) -> Attempt:
     """What an error comes to. Its text may quote addresses, so it is not used."""
+    shows = None
     match error:
         case smtplib.SMTPAuthenticationError(smtp_code=code):  # an operator may still mend it
             return Attempt(Outcome.RETRY, f"the mail server refused the password ({code})")
         case smtplib.SMTPRecipientsRefused(recipients=refused):
             code = min(code for code, _ in refused.values())  # one may be taken later
-            what = "every recipient"
+            what, shows = "every recipient", Sign.ANSWER  # greylisting is of this mail alone
         case smtplib.SMTPResponseException(smtp_code=code):
             what = "the mail"
         case _:
             return Attempt(Outcome.RETRY, f"connection failed ({type(error).__name__})")
     outcome = Outcome.REFUSED if code in _PERMANENT else Outcome.RETRY
-    return Attempt(outcome, f"the mail server refused {what} ({code})")
+    return Attempt(outcome, f"the mail server refused {what} ({code})", shows=shows)

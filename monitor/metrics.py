@@ -187,6 +187,14 @@ EVALUATOR_LABELS: Final = _counter("evaluator_labels_total", "Labels found a pre
 DELIVERIES: Final = _counter("deliveries_total", "Outbox items that are done.", "outcome", OUTCOMES)
 DELIVERY_ATTEMPTS: Final = _counter("delivery_attempts_total", "Requests to webhooks.")
 OUTBOX_PENDING: Final = _gauge("outbox_pending", "Outbox items that are not done.")
+OUTBOX_HELD: Final = _gauge(
+    "outbox_held",
+    "Outbox items that wait without an attempt: their destination does not answer, or asked for a pause.",
+)
+DESTINATIONS_OPEN: Final = _gauge(
+    "destinations_open",
+    "Servers (scheme, host and port) that do not answer: their circuit is open, and they get one probe at a time.",
+)
 
 # The API's process looks them up; in every other one, and while the database does not answer, they are absent.
 UNACCOUNTED: Final = KnownGauge(

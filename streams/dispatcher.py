@@ -142,7 +142,6 @@ class Dispatcher:
                     for task in beside:
                         if task.done():
                             task.result()  # a defect of ours ends the process, as elsewhere
-                    metrics.OUTBOX_PENDING.set(self._lanes.pending)
                     metrics.turned("dispatcher")
                     self._tell()
             finally:
@@ -174,6 +173,10 @@ class Dispatcher:
 
     def _tell(self) -> None:
         """What is read counts, not what is committed: an item may wait a day for its receiver."""
+        breaker = self._courier.breaker
+        metrics.OUTBOX_PENDING.set(self._lanes.pending)
+        metrics.OUTBOX_HELD.set(breaker.held)
+        metrics.DESTINATIONS_OPEN.set(breaker.open(self._courier.clock_s()))
         if self._watch is not None:
             self._watch.reached({(self._topics.outbox, p): at for p, at in self._read_to.items()})
             if self._paused:

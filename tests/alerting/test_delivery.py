@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from alerting.breaker import Sign
 from alerting.delivery import (
     MAX_RETRY_AFTER_S,
     Attempt,
@@ -247,6 +248,33 @@ async def test_what_was_not_taken_is_sent_again_to_anybody() -> None:
         async with server(answer) as (url, _):
             assert (await ask(url, repeatable=False)).outcome is Outcome.RETRY
     assert (await ask("http://127.0.0.1:1/", repeatable=False)).outcome is Outcome.RETRY
+
+
+@pytest.mark.parametrize(
+    ("answer", "sign"),
+    [
+        (reply("200 OK"), Sign.ANSWER),
+        (reply("404 Not Found"), Sign.ANSWER),
+        (reply("410 Gone"), Sign.ANSWER),
+        (reply("429 Slow"), Sign.LIMIT),
+        (reply("500 Oh"), Sign.SILENCE),
+        (reply("503 Busy", "retry-after: 7"), Sign.SILENCE),
+        (b"", Sign.SILENCE),
+        (hang, Sign.SILENCE),
+    ],
+)
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_what_an_attempt_shows_of_its_server(
+    answer: bytes | Serve, sign: Sign, *, repeatable: bool
+) -> None:
+    async with server(answer) as (url, _):
+        assert (await ask(url, repeatable=repeatable)).sign is sign
+
+
+async def test_who_is_not_called_shows_nothing_and_who_cannot_be_reached_does() -> None:
+    assert (await post("http://127.0.0.1:9/", allowed=())).sign is Sign.NOTHING
+    assert (await post("http://planted:port/")).sign is Sign.NOTHING
+    assert (await ask("http://127.0.0.1:1/")).sign is Sign.SILENCE
 
 
 async def test_a_redirect_is_not_followed_even_to_a_place_that_may_be_called() -> None:

@@ -15,6 +15,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope
 from pydantic import SecretStr
 
+from alerting.breaker import Sign
 from alerting.delivery import Attempt, Outcome, trust
 from alerting.mail import Mailer, message
 from alerting.requests import Mail
@@ -95,26 +96,46 @@ async def test_a_mail_arrives_as_it_was_written_and_a_repeat_bears_the_same_name
 
 
 @pytest.mark.parametrize(
-    ("inbox", "outcome", "detail"),
+    ("inbox", "outcome", "detail", "sign"),
     [
-        (Inbox({"b@example.com": "550 unknown"}), Outcome.DELIVERED, "but to 1 of 2 addresses"),
+        (
+            Inbox({"b@example.com": "550 unknown"}),
+            Outcome.DELIVERED,
+            "but to 1 of 2 addresses",
+            Sign.ANSWER,
+        ),
         (
             Inbox({"a@example.com": "550 no", "b@example.com": "550 no"}),
             Outcome.REFUSED,
             "the mail server refused every recipient (550)",
+            Sign.ANSWER,
         ),
         (
             Inbox({"a@example.com": "550 no", "b@example.com": "451 later"}),
             Outcome.RETRY,
             "the mail server refused every recipient (451)",
+            Sign.ANSWER,
         ),
-        (Inbox(answer="452 full"), Outcome.RETRY, "the mail server refused the mail (452)"),
-        (Inbox(answer="554 spam"), Outcome.REFUSED, "the mail server refused the mail (554)"),
+        (
+            Inbox(answer="452 full"),
+            Outcome.RETRY,
+            "the mail server refused the mail (452)",
+            Sign.SILENCE,
+        ),
+        (
+            Inbox(answer="554 spam"),
+            Outcome.REFUSED,
+            "the mail server refused the mail (554)",
+            Sign.ANSWER,
+        ),
     ],
 )
-async def test_an_answer_is_final_or_is_not(inbox: Inbox, outcome: Outcome, detail: str) -> None:
+async def test_an_answer_is_final_or_is_not_and_says_whether_the_server_is_well(
+    inbox: Inbox, outcome: Outcome, detail: str, sign: Sign
+) -> None:
     with served(inbox) as server:
-        assert await send(server) == Attempt(outcome, detail)
+        found = await send(server)
+    assert (found.outcome, found.detail, found.sign) == (outcome, detail, sign)
 
 
 async def test_what_a_server_says_to_a_farewell_does_not_send_a_mail_again() -> None:
@@ -126,7 +147,9 @@ async def test_a_server_that_is_away_or_not_set_is_waited_for() -> None:
     away = await send(f"127.0.0.1:{free_port()}")
     assert away == Attempt(Outcome.RETRY, "connection failed (ConnectionRefusedError)")
     unset = await mailer(EmailSettings()).send(MAIL, NOW)
-    assert unset == Attempt(Outcome.RETRY, "no mail server is set: DRIFTLINE_EMAIL__SERVER")
+    assert (away.sign, unset.sign) == (Sign.SILENCE, Sign.NOTHING)
+    assert unset.outcome is Outcome.RETRY
+    assert unset.detail == "no mail server is set: DRIFTLINE_EMAIL__SERVER"
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])

@@ -14,12 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from msgspec.structs import replace
 from pydantic import SecretStr
 from typing_extensions import override
 
+from alerting.breaker import FAILURES, Destination, Permit, Sign
+from alerting.courier import Courier
+from alerting.delivery import Attempt, Outcome, trust
+from alerting.mail import Mailer
+from alerting.requests import Request
 from monitor import wire
 from monitor.errors import TransientError
 from monitor.settings import DispatcherSettings, KafkaSettings, Settings
@@ -200,6 +206,44 @@ async def test_an_item_that_rests_between_two_attempts_is_left_to_the_next_owner
     assert lanes.pending == 1, "the other partition's item goes on to rest"
     await lanes.stop()
     assert (rig.recorded, lanes.pending) == ([], 0)
+
+
+async def test_an_item_whose_destination_takes_nothing_is_left_to_the_next_owner_without_an_attempt() -> (
+    None
+):
+    calls: list[Request] = []
+
+    class Never:
+        async def send(self, request: Request) -> Attempt:
+            calls.append(request)
+            return Attempt(Outcome.RETRY, "status 503")
+
+    settings, rig = Settings(), Rig()
+    context = trust()
+    spec = parse_spec({"model": MODEL, "notify": [{"slack": {"url": "env:X"}}]}, origin="test")
+    courier = Courier(
+        spec_of=lambda _: spec,
+        sender=Never(),
+        mailer=Mailer(settings.email, context, 1.0),
+        resolve=lambda _: "https://hooks.example/x",
+        clock_s=lambda: 0.0,
+        sleep=lambda seconds: lanes.rest(seconds),
+        rng=np.random.default_rng(1),
+        max_age_s=60.0,
+    )
+    lanes = Lanes(courier.deliver, rig._record)
+    lanes.assign(0, ())
+    whom = Destination("https://hooks.example:443")
+    for _ in range(FAILURES):
+        permit = courier.breaker.ask(whom, 0.0)
+        assert isinstance(permit, Permit)
+        courier.breaker.tell(permit, Sign.SILENCE, 0.0)
+    lanes.put(Task(item("slack", "a"), 0, 0, 0.0))
+    await settle()
+    assert (lanes.pending, courier.breaker.held) == (1, 1)
+    lanes.revoke(0)
+    await settle()
+    assert (lanes.pending, courier.breaker.held, calls, rig.recorded) == (0, 0, [], [])
 
 
 async def test_a_process_that_was_stopped_sends_nothing_before_it_knows_what_is_its_own() -> None:
