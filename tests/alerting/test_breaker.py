@@ -149,6 +149,7 @@ TWO: Final = Destination("https://hooks.example:443", B)
         ("nothing shown", "SS0SS0S000", "SS0SS0S---", (ONE,)),
         ("a probe that shows nothing", "SSSSS0000000A", "SSSSS------0A", (ONE,)),
         ("a limit of 3 s", "ALLLLLA", "AL--L--", (ONE,)),
+        ("a limit, then nobody answers", "LLLSSA", "L--SSA", (ONE,)),
         ("a limit is of one account", "LLLAAA", "LL-AAA", (ONE, TWO)),
         ("a limit is an answer", "SSSSLSSSS", "SSSSLSSSS", (ONE, TWO)),
         ("a limit closes what was open", "SSSSSSSSSLAAA", "SSSSS----LAAA", (TWO, ONE)),
