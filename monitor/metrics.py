@@ -205,6 +205,27 @@ HOLES: Final = KnownGauge(
     "hole_offsets",
     "Offsets of predictions that announced jumps passed over: what was there was not read.",
 )
+# Of 30 days of event time, each model's own up to its last window: sums over the models. DORA's terms.
+DEPLOYMENTS: Final = KnownGauge(
+    "deployments",
+    "Versions that the models' traffic saw for the first time in their last 30 days of event time; a model's first version is none.",
+)
+DEPLOYMENTS_FAILED: Final = KnownGauge(
+    "deployments_failed",
+    "Of driftline_deployments, those that a bad_release incident was opened for.",
+)
+CHANGE_FAILURE_RATE: Final = KnownGauge(
+    "change_failure_rate",
+    "driftline_deployments_failed as a part of driftline_deployments; absent without deployments. 1 - this is the deployment success rate.",
+)
+ROLLBACKS: Final = KnownGauge(
+    "rollbacks",
+    "Rollbacks that were asked for and delivered, of incidents that opened in the models' last 30 days of event time.",
+)
+RETRAINS: Final = KnownGauge(
+    "retrains",
+    "Retrains that were asked for and delivered, of incidents that opened in the models' last 30 days of event time.",
+)
 API_REQUESTS: Final = _counter(
     "api_requests_total",
     "Answers of the API, by class of status.",

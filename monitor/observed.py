@@ -22,6 +22,15 @@ from monitor.wire import Cause
 
 EVERY_S: Final = 15.0  # Prometheus asks as often
 FRESH_S: Final = 5.0  # a ledger of this age is shown again: a page with many readers asks once
+KNOWN_HERE: Final = (
+    metrics.UNACCOUNTED,
+    metrics.HOLES,
+    metrics.DEPLOYMENTS,
+    metrics.DEPLOYMENTS_FAILED,
+    metrics.CHANGE_FAILURE_RATE,
+    metrics.ROLLBACKS,
+    metrics.RETRAINS,
+)
 _SHARE: Final = 20  # the database is asked for at most a 20th of the time, however slow it is
 
 
@@ -53,9 +62,10 @@ class Observed:
             total = self.ledger().total
             incidents = self._store.incidents(state="firing", limit=10_000)
             spent = self._store.spending()
+            releases = self._store.releases()
         except DriftlineError as err:
-            metrics.UNACCOUNTED.forget()
-            metrics.HOLES.forget()
+            for gauge in KNOWN_HERE:
+                gauge.forget()
             if not self._failing:  # once per outage
                 structlog.get_logger(__name__).warning("cannot look", error=str(err))
             self._failing = True
@@ -69,6 +79,15 @@ class Observed:
         for cause in get_args(Cause):
             metrics.INCIDENTS_OPEN.labels(cause).set(causes[cause])
             metrics.BUDGET_OPENED.labels(cause).set(opened[cause])
+        metrics.DEPLOYMENTS.set(releases.deployments)
+        metrics.DEPLOYMENTS_FAILED.set(releases.failed)
+        metrics.ROLLBACKS.set(releases.rollbacks)
+        metrics.RETRAINS.set(releases.retrains)
+        rate = releases.change_failure_rate
+        if rate is None:
+            metrics.CHANGE_FAILURE_RATE.forget()
+        else:
+            metrics.CHANGE_FAILURE_RATE.set(rate)
 
     def follow(self, stop: threading.Event) -> None:
         """Look again and again until ``stop`` is set."""

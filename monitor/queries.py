@@ -151,6 +151,30 @@ ORDER BY toUnixTimestamp64Milli(w.start) + size_ms, version, segment, size_ms, s
 PARTIAL: Final = f"""
 SELECT version, segment, size_ms, {_START} FROM verdicts FINAL
 WHERE {_WITHIN} AND source = 'window' AND feature = '' AND statistic = 'distribution' AND status = 'no_data'"""  # noqa: S608 - constants
+# Both below: event time, each model's own, up to the end of its last window, as a budget's last period is. Which windows there are
+# does not depend on revisions, so the windows are read without FINAL: of each size the key columns of one feature and one segment.
+_ENDS: Final = "toUnixTimestamp64Milli(start) + size_ms"
+_CLOSED: Final = "FROM windows WHERE feature = '' AND segment = '' AND contribution = ''"
+_ASKED: Final = "SELECT incident_id, action FROM deliveries FINAL WHERE action IN ('rollback', 'retrain') AND outcome = 'delivered'"
+RELEASED: Final = f"""
+SELECT count() AS deployments, countIf((model, version) IN (
+    SELECT model, version FROM incidents FINAL WHERE cause = 'bad_release')) AS failed
+FROM (
+  SELECT model, version, first_ms, min(first_ms) OVER of_model AS model_first_ms, max(last_ms) OVER of_model AS until_ms
+  FROM (SELECT model, version, min({_ENDS}) AS first_ms, max({_ENDS}) AS last_ms {_CLOSED} GROUP BY model, version)
+  WINDOW of_model AS (PARTITION BY model)
+)
+WHERE version != {{other:String}} AND first_ms > model_first_ms AND first_ms > until_ms - {{period_ms:Int64}}"""  # noqa: S608 - constants
+ACTED: Final = f"""
+SELECT countIf(action = 'rollback') AS rollbacks, countIf(action = 'retrain') AS retrains
+FROM ({_ASKED}) AS d
+INNER JOIN (SELECT id, model, toUnixTimestamp64Milli(opened) AS opened_ms FROM incidents FINAL) AS i ON d.incident_id = i.id
+INNER JOIN (
+  SELECT model, max({_ENDS}) AS until_ms {_CLOSED}
+    AND model IN (SELECT model FROM incidents WHERE id IN (SELECT incident_id FROM ({_ASKED})))
+  GROUP BY model
+) AS w ON i.model = w.model
+WHERE opened_ms > until_ms - {{period_ms:Int64}}"""  # noqa: S608 - constants
 OPENED: Final = """
 SELECT model, cause, toUnixTimestamp64Milli(opened) AS opened_ms FROM incidents FINAL
 WHERE ({model:Nullable(String)} IS NULL OR model = {model:Nullable(String)})

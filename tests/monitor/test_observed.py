@@ -7,11 +7,11 @@ import pytest
 from prometheus_client import REGISTRY
 from typing_extensions import override
 
-from monitor import metrics, observed
+from monitor import observed
 from monitor.errors import TransientError
 from monitor.ledger import Booked, Hole, Ledger, Stored, balance
 from monitor.observed import Observed
-from monitor.store import Store
+from monitor.store import Releases, Store
 
 
 class Database:
@@ -22,6 +22,7 @@ class Database:
         self.away = False
         self.took_s = 0.0
         self.now_s = 0.0
+        self.released = Releases(4, 1, 2, 3)
 
     def ledger(self, *, drained: bool = False) -> Ledger:
         self.asked += 1
@@ -38,11 +39,14 @@ class Database:
     def spending(self) -> list[Any]:
         return []
 
+    def releases(self) -> Releases:
+        return self.released
+
 
 @pytest.fixture
 def database() -> Database:
-    metrics.UNACCOUNTED.forget()
-    metrics.HOLES.forget()
+    for gauge in observed.KNOWN_HERE:
+        gauge.forget()
     return Database()
 
 
@@ -70,6 +74,23 @@ def test_what_cannot_be_looked_up_any_more_is_absent_again(database: Database) -
     database.away = False
     seen.look()
     assert value("unaccounted_events") == 3.0
+
+
+RELEASED = ("deployments", "deployments_failed", "change_failure_rate", "rollbacks", "retrains")
+
+
+def test_how_releases_fared_is_absent_while_it_is_not_known(database: Database) -> None:
+    assert [value(name) for name in RELEASED] == [None] * 5
+    seen = observer(database)
+    seen.look()
+    assert [value(name) for name in RELEASED] == [4, 1, 0.25, 2, 3]
+    database.released = Releases(0, 0, 0, 0)
+    seen.look()
+    assert [value(name) for name in RELEASED] == [0, 0, None, 0, 0], "of nothing there is no rate"
+    database.now_s += 2 * observed.FRESH_S
+    database.away = True
+    seen.look()
+    assert [value(name) for name in RELEASED] == [None] * 5
 
 
 def test_many_who_ask_within_seconds_cost_one_question(database: Database) -> None:

@@ -17,16 +17,27 @@ from monitor.history import History
 from monitor.profile import Profile
 from monitor.reference import Reference
 from monitor.settings import ClickHouseSettings
-from monitor.store import Store
+from monitor.store import PERIOD_MS, Releases, Store
 from monitor.tables import (
     bins_rows,
+    delivery_row,
     incident_row,
     performance_row,
     to_table,
     verdict_rows,
     window_rows,
 )
-from monitor.wire import Performance, Verdict, Verdicts, Window
+from monitor.versions import OTHER_VERSION
+from monitor.wire import (
+    Cause,
+    Delivery,
+    DeliveryOutcome,
+    Incident,
+    Performance,
+    Verdict,
+    Verdicts,
+    Window,
+)
 from streams.embedded import clickhouse as endpoint
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, fill
@@ -340,3 +351,118 @@ def test_a_verdict_keeps_its_evidence_and_onset(empty: Store) -> None:
     empty.append("verdicts", to_table("verdicts", verdict_rows(message)), token="v")
     (row,) = empty.verdicts(MODEL)
     assert (row.onset_ms, row.evidence, row.value) == (START, {"k": 1}, 0.97)
+
+
+def _seen(
+    link: Store,
+    model: str,
+    version: str,
+    first_day: float,
+    last_day: float,
+    *,
+    segment: str = "",
+    contribution: str = "",
+    size: int = DAY,
+) -> None:
+    """Windows of a version that close from one day to another, every one of them twice."""
+    ends = range(int(first_day * DAY), int(last_day * DAY) + 1, size)
+    rows = [
+        (
+            *(model, version, segment, size, START + end - size, "", contribution, revision),
+            *("b", 1, 0, (), *(0,) * 8, None, None, ()),
+        )
+        for revision in (1, 2)
+        for end in ends
+    ]
+    for i, part in enumerate((rows[: len(ends)], rows[len(ends) :])):
+        token = f"{model}{version}{segment}{contribution}{size}{i}"
+        link.append("windows", to_table("windows", part), token=token)
+
+
+def _opened(
+    link: Store, name: str, model: str, version: str, day: float, *causes: Cause
+) -> Incident:
+    """An incident with each of its causes, the newest stored first."""
+    at = START + int(day * DAY)
+    for revision, cause in reversed(list(enumerate(causes))):
+        found = Incident(
+            name, model, version, cause, "rollback", "error", "firing", "title", "reason",
+            at, at, at, None, revision,
+        )  # fmt: skip
+        row = to_table("incidents", [incident_row(found)])
+        link.append("incidents", row, token=f"{name}{revision}")
+    return found
+
+
+UNMERGED = "ALTER TABLE {} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1"
+
+
+def _sent(link: Store, name: str, incident: str, action: str, *outcomes: DeliveryOutcome) -> None:
+    for at, outcome in reversed(list(enumerate(outcomes))):
+        row = delivery_row(Delivery(name, incident, action, action, outcome, 1, START + at))
+        link.append("deliveries", to_table("deliveries", [row]), token=f"{name}{at}")
+
+
+def test_a_deployment_is_a_version_whose_first_window_closed_in_the_last_period_of_its_model(
+    empty: Store,
+) -> None:
+    assert empty.releases() == Releases(0, 0, 0, 0)
+    assert empty.releases().change_failure_rate is None
+    end = 2 * PERIOD_MS // DAY
+    edge = end - PERIOD_MS // DAY
+    _seen(empty, "a", "1", 1, end)
+    assert empty.releases().deployments == 0, "the first version was there before"
+    _seen(empty, "a", "old", 5, end)
+    _seen(empty, "a", "on the edge", edge, edge + 3)
+    assert empty.releases().deployments == 0
+    _seen(empty, "a", "behind it", edge + 0.5, edge + 3)
+    _seen(empty, "a", "good", end - 5, end)
+    assert empty.releases() == Releases(2, 0, 0, 0)
+    _seen(empty, "a", OTHER_VERSION, end - 4, end)
+    _seen(empty, "a", "only late", end - 4, end, contribution="x")
+    _seen(empty, "a", "only a part", end - 4, end, segment="carrier=UA")
+    _seen(empty, "a", "old", end - 1, end)  # traffic goes back to it
+    assert empty.releases().deployments == 2
+    _seen(empty, "b", "1", 1, 3)  # a year before the others: its period is its own
+    _seen(empty, "b", "2", 1.5, 3, size=DAY // 24)
+    _seen(empty, "c", "1", end, end)
+    _seen(empty, "c", "2", end, end)  # both from the first window on
+    assert empty.releases().deployments == 3
+    assert empty.releases().change_failure_rate == 0.0
+
+
+def test_a_deployment_failed_if_a_bad_release_is_the_newest_cause_of_an_incident_of_it(
+    empty: Store,
+) -> None:
+    for version, day in (("1", 1), ("2", 20), ("3", 30), ("4", 31)):
+        _seen(empty, "a", version, day, 40)
+    _seen(empty, "b", "4", 1, 40)
+    empty.link.execute(UNMERGED.format("incidents"))  # each revision is there
+    _opened(empty, "i1", "a", "2", 21, "unknown", "bad_release")
+    _opened(empty, "i2", "a", "2", 22, "bad_release")  # a second one of the same version
+    _opened(empty, "i3", "a", "3", 31, "bad_release", "drift")
+    _opened(empty, "i4", "a", "1", 31, "bad_release")  # the first version is no deployment
+    _opened(empty, "i5", "b", "4", 31, "bad_release")
+    found = empty.releases()
+    assert (found.deployments, found.failed) == (3, 1)
+    assert found.change_failure_rate == pytest.approx(1 / 3)
+
+
+def test_rollbacks_and_retrains_count_where_they_were_delivered_and_once(empty: Store) -> None:
+    _seen(empty, "a", "1", 1, 90)
+    for table in ("incidents", "deliveries"):
+        empty.link.execute(UNMERGED.format(table))  # each revision is there
+    edge = 90 - PERIOD_MS // DAY
+    for name, day in (("edge", edge), ("new", edge + 0.1), ("newer", 90)):
+        _opened(empty, name, "a", "1", day, "unknown", "drift")
+    _opened(empty, "strange", "no windows", "1", 90, "drift")
+    _sent(empty, "d1", "edge", "rollback", "delivered")
+    _sent(empty, "d2", "new", "rollback", "delivered", "delivered")  # a repeat after a crash
+    _sent(empty, "d3", "newer", "rollback", "unknown", "delivered")
+    _sent(empty, "d4", "newer", "rollback", "delivered", "unknown")
+    _sent(empty, "d5", "newer", "retrain", "dry_run")
+    _sent(empty, "d6", "newer", "retrain", "delivered")
+    _sent(empty, "d7", "newer", "notify", "delivered")
+    _sent(empty, "d8", "strange", "retrain", "delivered")
+    _sent(empty, "d9", "not stored yet", "retrain", "delivered")
+    assert empty.releases() == Releases(0, 0, rollbacks=2, retrains=1)
