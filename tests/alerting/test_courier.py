@@ -335,7 +335,7 @@ class Town:
 
 ANY = items()["slack"]
 LANES = 50
-BACK_S = 600.0
+BACK_S = 300.0
 
 
 @pytest.mark.parametrize(

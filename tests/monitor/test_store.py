@@ -379,9 +379,7 @@ def _seen(
         link.append("windows", to_table("windows", part), token=token)
 
 
-def _opened(
-    link: Store, name: str, model: str, version: str, day: float, *causes: Cause
-) -> Incident:
+def _opened(link: Store, name: str, model: str, version: str, day: float, *causes: Cause) -> None:
     """An incident with each of its causes, the newest stored first."""
     at = START + int(day * DAY)
     for revision, cause in reversed(list(enumerate(causes))):
@@ -391,7 +389,6 @@ def _opened(
         )  # fmt: skip
         row = to_table("incidents", [incident_row(found)])
         link.append("incidents", row, token=f"{name}{revision}")
-    return found
 
 
 UNMERGED = "ALTER TABLE {} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1"
