@@ -6,8 +6,11 @@ An address in a spec is a user's input, and the process that sends stands inside
 2. its name is resolved **once**, and *every* address must be public or in a network that the server's settings allow;
 3. the connection goes to the checked address, with the original ``Host`` and TLS name: a second answer of the name
    server (DNS rebinding) changes nothing;
-4. no redirect is followed, no proxy is taken from the environment, and at most ``MAX_ANSWER`` bytes are read;
+4. no redirect is followed, no proxy is taken from the environment, no cookie is kept, and at most ``MAX_ANSWER``
+   bytes are read;
 5. the attempt as a whole has a deadline: a receiver that drips bytes cannot hold it.
+
+What an answer comes to is decided by its status: a body that breaks off later does not send the request again.
 
 No error or detail of this module holds an address or a secret. A Slack webhook's address *is* one.
 """
@@ -42,6 +45,7 @@ MAX_ANSWER: Final = 64 << 10  # nothing of an answer is needed but its status
 MAX_RETRY_AFTER_S: Final = 3_600.0  # a receiver may ask for patience, not for silence
 _RETRIED: Final = frozenset({408, 425, 429})  # and every 5xx
 _NOT_TAKEN: Final = frozenset({408, 425, 429, 503})  # says who did not begin
+_HEADERS: Final = {"accept": "*/*", "user-agent": "driftline"}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE: Final = ipaddress.ip_network("::/96")  # ::127.0.0.1 calls itself global
 
@@ -115,7 +119,7 @@ def trust(ca_file: Path | None = None) -> ssl.SSLContext:
 
 
 class Sender:
-    """Sends requests. Mutable: it owns a connection-less HTTP client; ``close`` it.
+    """Sends requests. Mutable: it owns a pool that keeps no connection; ``close`` it.
 
     Args:
         allowed: networks that may be called although they are not public, from the server's own settings.
@@ -134,50 +138,56 @@ class Sender:
         self._allowed = tuple(ipaddress.ip_network(network) for network in allowed)
         self._timeout_s = timeout_s
         self._lookup = lookup or _system_lookup
-        for name in ("httpx", "httpcore"):  # at INFO they log each request with its address
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self._client = httpx.AsyncClient(
-            follow_redirects=False,
+        # At DEBUG it logs the headers of answers: a redirect's may quote the address.
+        logging.getLogger("httpcore").setLevel(logging.WARNING)
+        # Not a client, which logs addresses, reads where a redirect leads, and keeps cookies: by address, so that one
+        # receiver's would be given to another.
+        self._transport = httpx.AsyncHTTPTransport(
             trust_env=False,  # a proxy from the environment would resolve the name again
-            timeout=timeout_s,
             verify=context or trust(),
             # A kept connection would be reused for another name at the same address.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     async def close(self) -> None:
-        """Close the client."""
-        await self._client.aclose()
+        """Close what is open."""
+        await self._transport.aclose()
 
     async def send(self, request: Request) -> Attempt:
-        """Try once. Never raises for what a receiver or a network does."""
-        begun = _Begun()
+        """Try once. Never raises for what an address, a receiver or a network does."""
+        way = _Way()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._send(request, begun)
-        except (ForbiddenAddressError, httpx.InvalidURL) as err:
-            said = (
-                str(err) if isinstance(err, ForbiddenAddressError) else "the address is not valid"
-            )
-            return Attempt(Outcome.REFUSED, said, shows=Sign.NOTHING)
+                await self._send(request, way)
+        except ForbiddenAddressError as err:
+            return Attempt(Outcome.REFUSED, str(err), shows=Sign.NOTHING)
+        except (httpx.InvalidURL, UnicodeError):  # a name that no resolver can be asked for
+            return Attempt(Outcome.REFUSED, "the address is not valid", shows=Sign.NOTHING)
         except (TimeoutError, httpx.TimeoutException):  # before OSError, which TimeoutError is
             detail = f"no answer within {self._timeout_s:g} s"
         except (OSError, httpx.HTTPError) as err:  # their texts may quote the address
             detail = f"connection failed ({type(err).__name__})"
-        return _lost(request, detail) if begun.yes else Attempt(Outcome.RETRY, detail)
+        else:
+            detail = ""
+        if way.answer is not None:
+            return way.answer
+        return _lost(request, detail) if way.begun else Attempt(Outcome.RETRY, detail)
 
-    async def _send(self, request: Request, begun: _Begun) -> Attempt:
+    async def _send(self, request: Request, way: _Way) -> None:
+        """Send, note the answer on the way, and read it to its end."""
         url = httpx.URL(request.url)
         pinned = await self._pin(url)
-        headers = {**request.headers, "host": url.netloc.decode("ascii")}
-        sent = self._client.build_request(
+        headers = {**_HEADERS, **request.headers, "host": url.netloc.decode("ascii")}
+        timeout = httpx.Timeout(self._timeout_s).as_dict()
+        sent = httpx.Request(
             request.method,
             url.copy_with(host=str(pinned)),
             headers=headers,
             content=request.body,
-            extensions={"sni_hostname": url.host, "trace": begun},
+            extensions={"sni_hostname": url.host, "trace": way, "timeout": timeout},
         )
-        response = await self._client.send(sent, stream=True)
+        response = await self._transport.handle_async_request(sent)
+        way.answer = _judged(request, response)
         try:
             read = 0
             async for chunk in response.aiter_raw():
@@ -186,12 +196,6 @@ class Sender:
                     break
         finally:
             await response.aclose()
-        if response.status_code in request.done:
-            return Attempt(Outcome.DELIVERED, f"status {response.status_code}: was taken before")
-        found = classify(response.status_code, response.headers.get("retry-after"), _date(response))
-        if found.outcome is Outcome.RETRY and response.status_code not in _NOT_TAKEN:
-            return _lost(request, found.detail, found.retry_after_s)
-        return found
 
     async def _pin(self, url: httpx.URL) -> Address:
         if url.scheme not in ("http", "https") or not url.host:
@@ -209,14 +213,20 @@ class Sender:
         return found[0]
 
 
-class _Begun:
-    """Notes whether anything of a request was sent. Mutable: httpx calls it at each step."""
+class _Way:
+    """How far one request came. Mutable: httpx calls it at each step.
+
+    Attributes:
+        begun: whether anything of the request was sent.
+        answer: what its status says, once it is known.
+    """
 
     def __init__(self) -> None:
-        self.yes = False
+        self.begun = False
+        self.answer: Attempt | None = None
 
     async def __call__(self, step: str, _: Mapping[str, object]) -> None:
-        self.yes = self.yes or step.endswith("send_request_headers.started")
+        self.begun = self.begun or step.endswith("send_request_headers.started")
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
@@ -253,9 +263,19 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
         return min(float(value), MAX_RETRY_AFTER_S)
     try:
         wait = parsedate_to_datetime(value) - parsedate_to_datetime(date or "")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # a receiver may say what is no date
         return None
     return min(max(wait.total_seconds(), 0.0), MAX_RETRY_AFTER_S)
+
+
+def _judged(request: Request, response: httpx.Response) -> Attempt:
+    """What the head of an answer says about its request."""
+    if response.status_code in request.done:
+        return Attempt(Outcome.DELIVERED, f"status {response.status_code}: was taken before")
+    found = classify(response.status_code, response.headers.get("retry-after"), _date(response))
+    if found.outcome is Outcome.RETRY and response.status_code not in _NOT_TAKEN:
+        return _lost(request, found.detail, found.retry_after_s)
+    return found
 
 
 def _lost(request: Request, detail: str, retry_after_s: float | None = None) -> Attempt:

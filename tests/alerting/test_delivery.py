@@ -107,7 +107,7 @@ async def test_a_receiver_that_drips_bytes_cannot_hold_the_sender() -> None:
 
     async with server(drip) as (url, _):
         attempt = await asyncio.wait_for(post(url, timeout_s=0.3), 2.0)
-    assert attempt == Attempt(Outcome.RETRY, "no answer within 0.3 s")
+    assert attempt == Attempt(Outcome.DELIVERED, "status 200"), "its status was heard"
 
 
 @pytest.mark.parametrize(
