@@ -51,7 +51,7 @@ def notification(
     """What tells ``target`` of ``item``; ``at_s`` is the Unix time of this attempt, ``link`` that of ``approval_link``.
 
     Raises:
-        ValueError: a webhook secret that claims to be base64 (``whsec_``) is not. The secret is not quoted.
+        ValueError: a webhook secret that claims to be base64 (``whsec_``) is not, or a token cannot be sent. Neither is quoted.
     """
     match target.chosen:
         case SlackTarget(url=url):

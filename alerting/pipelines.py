@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from alerting.requests import Request, Resolve, bearer, rfc3339, signed_webhook
+from alerting.requests import Request, Resolve, bearer, headed, rfc3339, signed_webhook
 from monitor.spec import ActionSpec
 from monitor.targets import (
     PLACEHOLDER,
@@ -42,7 +42,8 @@ def action_request(item: OutboxItem, spec: ActionSpec, resolve: Resolve, *, at_s
     """The request that asks for ``item``; ``at_s`` is the Unix time of this attempt.
 
     Raises:
-        ValueError: a webhook secret that claims to be base64 (``whsec_``) is not. The secret is not quoted.
+        ValueError: a webhook secret that claims to be base64 (``whsec_``) is not, or a token or an address cannot be sent.
+            None of them is quoted.
     """
     target = spec.chosen
     if isinstance(target, WebhookTarget):
@@ -143,7 +144,7 @@ def _http(item: OutboxItem, target: HttpTarget, resolve: Resolve) -> Request:
     known = facts(item)
     url = resolve(target.url)
     check_template(url)  # one behind a reference was not seen before
-    headers = {name.lower(): resolve(value) for name, value in target.headers.items()}
+    headers = headed({name.lower(): resolve(value) for name, value in target.headers.items()})
     headers |= bearer(target.token, resolve)
     body = known if target.body is None else _filled(target.body, known)
     return Request(

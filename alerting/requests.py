@@ -123,8 +123,24 @@ def json_request(url: str, body: Mapping[str, Any], webhook_id: str) -> Request:
 
 
 def bearer(token: str | None, resolve: Resolve) -> dict[str, str]:
-    """The header of a token behind a reference; none without one."""
-    return {} if token is None else {"authorization": f"Bearer {resolve(token)}"}
+    """The header of a token behind a reference; none without one.
+
+    Raises:
+        ValueError: as of ``headed``.
+    """
+    return {} if token is None else headed({"authorization": f"Bearer {resolve(token)}"})
+
+
+def headed(headers: dict[str, str]) -> dict[str, str]:
+    """Headers as they are.
+
+    Raises:
+        ValueError: one of them cannot be sent: it is not one line of ASCII. It is not quoted.
+    """
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError(f"the {name} header is not one line of ASCII")
+    return headers
 
 
 def sign(secret: str, webhook_id: str, at_s: int, body: bytes) -> str:

@@ -114,7 +114,7 @@ class Standing:
     ) -> None:
         try:
             request = alerts_request(incidents, target, self._resolve, at_s=int(self._clock_s()))
-        except KeyError as err:  # a secret that is not there
+        except (KeyError, ValueError) as err:  # a secret that is not there, or cannot be sent
             said = str(err.args[0])
         else:
             attempt = await self._sender.send(request)

@@ -141,10 +141,13 @@ async def test_what_cannot_be_renewed_is_said_once_and_tried_each_time(
     await standing.send()
     world.secrets.clear()
     await standing.send()
+    world.secrets["env:AM"] = "token\nof two lines"
+    await standing.send()
     assert len(world.sent) == 4
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
         "status 503",
         "env:AM is not set, or cannot be read",
+        "the authorization header is not one line of ASCII",
     ]
     assert "token" not in caplog.text
 
