@@ -172,7 +172,11 @@ def check_template(url: str) -> None:
     Raises:
         ValueError: it is one.
     """
-    if "{" in urlsplit(url).netloc:
+    try:
+        host = urlsplit(url).netloc
+    except ValueError:  # its text quotes the host, and user and password before it
+        raise ValueError("the address is not valid") from None
+    if "{" in host:
         raise ValueError("the host of an address is fixed: placeholders stand behind it")
     _check_names([url])
 
