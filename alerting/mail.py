@@ -40,6 +40,8 @@ class Mailer:
                 return await asyncio.to_thread(self._send, mail, at_s)
         except TimeoutError:
             return Attempt(Outcome.RETRY, f"no answer within {self.timeout_s:g} s")
+        except UnicodeError:  # smtplib's log-in is of ASCII; its text quotes the password
+            return Attempt(Outcome.RETRY, "the mail server's name, user or password is not ASCII")
         except (
             OSError,
             smtplib.SMTPException,
