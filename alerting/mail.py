@@ -41,7 +41,8 @@ class Mailer:
         except TimeoutError:
             return Attempt(Outcome.RETRY, f"no answer within {self.timeout_s:g} s")
         except UnicodeError:  # smtplib's log-in is of ASCII; its text quotes the password
-            return Attempt(Outcome.RETRY, "the mail server's name, user or password is not ASCII")
+            unsendable = "the mail server's name, user or password is not ASCII"
+            return Attempt(Outcome.RETRY, unsendable, shows=Sign.NOTHING)
         except (
             OSError,
             smtplib.SMTPException,
