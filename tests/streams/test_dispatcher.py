@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -14,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
@@ -27,6 +31,7 @@ from alerting.delivery import Attempt, Outcome, trust
 from alerting.mail import Mailer
 from alerting.requests import Request
 from monitor import wire
+from monitor.environment import environment
 from monitor.errors import TransientError
 from monitor.settings import DispatcherSettings, KafkaSettings, Settings
 from monitor.spec import ModelSpec, parse_spec
@@ -421,6 +426,50 @@ def test_each_item_reaches_its_receiver_and_a_kill_before_the_record_costs_one_r
     assert SECRET not in shown
     assert "p" * 32 not in shown
     assert f"{stack.receiver.url}/slack" not in shown
+
+
+def test_a_process_with_everything_logged_writes_no_secret_while_its_receivers_fail(
+    embedded_broker: str, tmp_path: Path
+) -> None:
+    """Nobody listens at Slack's address, PagerDuty's takes what it gets, and the pipeline's refuses its signature."""
+    hook = "whsec_" + "planted0" * 5
+    pager = "plantedpagerduty" + "0" * 16
+    port = free_port()
+    with Receiver(SECRET, clock=time.time) as other:
+        stack = Stack(embedded_broker, other)
+        stack.put(*(wire.encode(each) for each in asked(stack.spec)))
+        env = {
+            **os.environ,
+            **environment(stack.settings),
+            "DRIFTLINE_METRICS__PORT": str(port),
+            "DRIFTLINE_LOG__LEVEL": "DEBUG",
+            "PYTHONUNBUFFERED": "1",
+            "SLACK": f"http://127.0.0.1:{free_port()}/services/planted-slack",
+            "PD": pager,
+            "HOOK": hook,
+        }
+        log = tmp_path / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "streams", "run", "dispatcher"],
+                env=env,
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            wait_for(lambda: "to slack of" in log.read_text(), log.read_text)
+            wait_for(lambda: len(other.received()) == 3, log.read_text)
+            assert len(stack.wait_recorded(3)) == 3
+            shown = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+    recorded = {(each.target, each.outcome) for each in stack.deliveries()}
+    assert recorded == {("pagerduty", "delivered"), ("retrain", "refused")}
+    assert 'driftline_deliveries_total{outcome="refused"} 1.0' in shown
+    written = log.read_text() + shown + repr(stack.deliveries())
+    assert "connection failed" in written
+    assert "planted" not in written.lower()
 
 
 @needs_alertmanager
