@@ -15,6 +15,7 @@ from contextlib import (
     contextmanager,
     redirect_stderr,
     redirect_stdout,
+    suppress,
 )
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -180,10 +181,10 @@ def test_the_table_has_every_fault_once() -> None:
 async def test_each_fault_has_its_outcome_and_reaches_the_receiver_once_at_most(
     fault: Fault, repeatable: Outcome, otherwise: Outcome, detail: str, tls: Tls
 ) -> None:
-    async def once(outcome: Outcome) -> None:
+    async def once(outcome: Outcome, *, may_repeat: bool) -> None:
         secured = tls if fault in HANDSHAKES else None
         async with wired([fault], tls=secured, timeout_s=1.0 if fault in SLOW else 5.0) as line:
-            attempt = await line.send(repeatable=outcome is repeatable)
+            attempt = await line.send(repeatable=may_repeat)
         assert attempt.outcome is outcome
         assert attempt.detail.startswith(detail)
         assert (LOST in attempt.detail) == (outcome is Outcome.UNKNOWN)
@@ -192,7 +193,7 @@ async def test_each_fault_has_its_outcome_and_reaches_the_receiver_once_at_most(
         assert line.names.asked == [HOST], "asked once"
         assert line.last.connections == (fault not in LOOKUPS), "and called once"
 
-    await asyncio.gather(*(once(outcome) for outcome in {repeatable, otherwise}))
+    await asyncio.gather(once(repeatable, may_repeat=True), once(otherwise, may_repeat=False))
 
 
 async def test_what_the_name_server_says_is_checked_before_each_attempt() -> None:
@@ -578,8 +579,9 @@ async def dispatch(lanes: list[Lane]) -> tuple[list[OutboxItem], list[Delivery],
     queues.assign(0, ())
     for offset, each in enumerate(items):
         queues.put(Task(each, 0, offset, START_S))
-    async with asyncio.timeout(60):
-        await all_done.wait()
+    with suppress(TimeoutError):  # what is lost then is for a test to say
+        async with asyncio.timeout(40):
+            await all_done.wait()
     await asyncio.sleep(0)  # until the last one's offset is done
     position = queues.positions().get(0)
     await queues.stop()
