@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ _MIGRATING: Final = {
     "http_headers_progress_interval_ms": 30_000,
 }
 _RENAMED: Final = (57, 60)  # TABLE_ALREADY_EXISTS, UNKNOWN_TABLE
+_TRIES: Final = 20
+_TRY_AGAIN_S: Final = 0.1
 
 # Codes of ClickHouse's ErrorCodes.cpp. What is in no list is a defect, and ends the process.
 _REFUSED: Final = frozenset(
@@ -222,7 +225,8 @@ def migrate(
 ) -> list[Migration]:
     """Create the database and apply what it lacks; returns what was (or, with ``dry_run``, would be) applied.
 
-    Statements lose nothing and are idempotent, so two processes may do this at once: both succeed, and both write the same row.
+    Statements lose nothing and are idempotent, so several processes may do this at once: all succeed, and write the same rows. One that finds
+    a table renamed by another, which is ahead of it, leaves that migration to it.
     Applied migrations that this release does not know are a newer release's, and are left alone.
 
     Raises:
@@ -247,24 +251,47 @@ def migrate(
     link = ClickHouse(client, database)
     link.execute(_MIGRATIONS_TABLE)
     for migration in missing:
-        for statement in migration.statements(database):
-            _apply(client, statement)
-        link.execute(
-            "INSERT INTO schema_migrations (version, name, checksum)"
-            " VALUES ({version:UInt32}, {name:String}, {checksum:String})",
-            {"version": migration.version, "name": migration.name, "checksum": migration.checksum},
-        )
+        with translated():
+            mine = _apply(client, database, migration)
+        if mine:
+            link.execute(
+                "INSERT INTO schema_migrations (version, name, checksum)"
+                " VALUES ({version:UInt32}, {name:String}, {checksum:String})",
+                {
+                    "version": migration.version,
+                    "name": migration.name,
+                    "checksum": migration.checksum,
+                },
+            )
     return missing
 
 
-def _apply(client: Client, statement: str) -> None:
-    """Run a statement of a migration. A table that is renamed already was so by a run that did not get to say it."""
-    with translated():
+def _apply(client: Client, database: str, migration: Migration) -> bool:
+    """Run a migration; ``False`` if another process was ahead and has applied it meanwhile."""
+    for attempt in range(1, _TRIES + 1):
         try:
-            client.command(statement, settings=_MIGRATING)
+            for statement in migration.statements(database):
+                _run(client, statement)
         except exceptions.ClickHouseError as err:
-            if not (statement.startswith("RENAME") and getattr(err, "code", None) in _RENAMED):
+            if getattr(err, "code", None) not in _RENAMED:
                 raise
+            if migration.version in _applied(client, database):
+                return False
+            if attempt == _TRIES:
+                raise
+            time.sleep(_TRY_AGAIN_S)  # another process has a table between two names
+        else:
+            break
+    return True
+
+
+def _run(client: Client, statement: str) -> None:
+    """Run a statement. A table that is renamed already was so by a run that did not get to say it."""
+    try:
+        client.command(statement, settings=_MIGRATING)
+    except exceptions.ClickHouseError as err:
+        if not (statement.startswith("RENAME") and getattr(err, "code", None) in _RENAMED):
+            raise
 
 
 _MIGRATIONS_TABLE: Final = """
