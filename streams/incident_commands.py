@@ -174,6 +174,7 @@ def _write(incident: Incident) -> None:
         "cause": incident.cause.replace("_", " "),
         "advice": advice_of(incident),
         "since": utc(incident.onset_ms),
+        "opened again": "" if incident.reopened_ms is None else utc(incident.reopened_ms),
         "acknowledged": incident.acknowledged_by or "",
     }
     for name, value in facts.items():

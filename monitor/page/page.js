@@ -63,7 +63,7 @@ function tiles(model, incidents, ledger) {
 
 function incidentCard(incident, deliveries) {
   const mine = deliveries.filter((delivery) => delivery.incident_id === incident.id);
-  const until = incident.resolved_ms ? `, resolved ${time(incident.resolved_ms)}` : "";
+  const until = (incident.reopened_ms ? `, again ${time(incident.reopened_ms)}` : "") + (incident.resolved_ms ? `, resolved ${time(incident.resolved_ms)}` : "");
   const advice = `${ADVICE[incident.advice] ?? incident.advice}${incident.rollback_to ? ` to version ${incident.rollback_to}` : ""}${incident.retrain_blocked ? "; retrain is blocked" : ""}`;
   const evidence = [["Feature", (e) => e.feature || "–"], ["Statistic", (e) => e.statistic], ["Version", (e) => e.version], ["Segment", (e) => e.segment || "all"],
     ["Value", (e) => number(e.value), "n"], ["Limit", (e) => number(e.limit), "n"], ["Which values", (e) => e.note, "text"], ["From (UTC)", (e) => time(e.start_ms)]];
