@@ -105,6 +105,9 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("drift", True, "unknown", None, "unknown", "investigate", "warning",
         "The inputs have moved and the data are clean. No labels of these windows have come yet, so whether it hurts "
         "is not known; the diagnosis follows when they do."),
+    Row("service", None, None, None, "unknown", "investigate", "warning",
+        "What has changed is how the model is served, in every live version: look at the serving application, its "
+        "machines and its callers. No retrain mends that."),
 )
 # fmt: on
 _UNKNOWN: Final = Row(

@@ -69,6 +69,7 @@ def test_no_evidence_fits_two_rows_and_retrain_is_never_advised_on_faults() -> N
     ):
         case = summary(family, moved=moved, performance=performance, rollback_to=target)
         assert sum(row.fits(case) for row in TABLE) <= 1
+        assert ("retrain mends" in diagnose(case).reason) == (family == "service")
         found = diagnose(case)
         assert found.title
         assert found.reason
