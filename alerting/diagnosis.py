@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from alerting.book import Family
+from monitor.decomposition import percent
 from monitor.wire import Advice, Cause, Evidence, Severity
 
 Performance = Literal["falls", "holds", "unknown"]
@@ -163,7 +164,7 @@ def diagnose(summary: Summary) -> Diagnosis:
             version=strongest.version,
             rollback_to=summary.rollback_to,
         )
-        + (f" It concerns {_percent(summary.share)} of the traffic." if summary.share < 1 else ""),
+        + (f" It concerns {percent(summary.share)} of the traffic." if summary.share < 1 else ""),
     )
 
 
@@ -171,7 +172,7 @@ def describe(evidence: Evidence) -> str:
     """What one piece of evidence says, such as ``97 % of values are missing (limit 1 %)``."""
     rate = _RATES.get(evidence.statistic)
     if rate is not None and evidence.value is not None:
-        return f"{_percent(evidence.value)} of values {rate}{_limit(evidence)}"
+        return f"{percent(evidence.value)} of values {rate}{_limit(evidence)}"
     if evidence.limit is None or evidence.value is None:
         return f"{_KINDS[evidence.kind]} ({evidence.statistic})"
     return f"{_KINDS[evidence.kind]}: {evidence.statistic} {evidence.value:.3g}{_limit(evidence)}"
@@ -196,13 +197,8 @@ def _title(summary: Summary, evidence: Evidence, features: int) -> str:
 def _limit(evidence: Evidence) -> str:
     if evidence.limit is None:
         return ""
-    percent = evidence.statistic in _RATES
-    return f" (limit {_percent(evidence.limit) if percent else f'{evidence.limit:.3g}'})"
-
-
-def _percent(share: float) -> str:
-    percent = 100 * share
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+    is_rate = evidence.statistic in _RATES
+    return f" (limit {percent(evidence.limit) if is_rate else f'{evidence.limit:.3g}'})"
 
 
 def _listed(names: Sequence[str]) -> str:

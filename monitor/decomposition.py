@@ -10,28 +10,13 @@ from typing import Final
 
 import numpy as np
 
-from monitor.binning import Bins, Floats, Ints, NumericBins
+from monitor.binning import Bins, Ints, NumericBins
 from monitor.calibration import PSI_GROUPS
-from monitor.distances import JEFFREYS, Starts, group_equal_mass
+from monitor.distances import Starts, group_equal_mass, psi_parts
 
 MOST: Final = 3  # groups that are named: a line on a phone
 ENOUGH: Final = 0.8  # of the divergence: then no more are named
 _LONGEST: Final = 40  # characters of a category
-
-
-def parts(before: Ints, now: Ints, starts: Starts) -> Floats:
-    """``(groups,)`` what each group adds to the index, in nats; their sum is ``distances.psi`` of the same counts and groups.
-
-    Args:
-        before: ``(bins,)`` counts of the reference.
-        now: ``(bins,)`` counts of the window.
-        starts: first bin of each group.
-    """
-    p, q = (
-        np.add.reduceat(counts.astype(np.float64), starts) + JEFFREYS for counts in (before, now)
-    )
-    p, q = p / p.sum(), q / q.sum()
-    return np.asarray((q - p) * np.log(q / p))
 
 
 def moved(bins: Bins, before: Ints, now: Ints) -> str:
@@ -44,7 +29,7 @@ def moved(bins: Bins, before: Ints, now: Ints) -> str:
     starts: Starts = np.arange(bins.bins, dtype=np.intp)
     if isinstance(bins, NumericBins):
         starts = group_equal_mass(before, PSI_GROUPS)
-    of = parts(before, now, starts)
+    of = psi_parts(before, now, starts=starts)
     shares = [np.add.reduceat(counts, starts) / counts.sum() for counts in (before, now)]
     told: list[str] = []
     held = 0.0
@@ -54,7 +39,7 @@ def moved(bins: Bins, before: Ints, now: Ints) -> str:
         held += of[i]
         end = int(starts[i + 1]) if i + 1 < len(starts) else bins.bins
         told.append(
-            f"{_name(bins, int(starts[i]), end)} {_percent(shares[0][i])} → {_percent(shares[1][i])}"
+            f"{_name(bins, int(starts[i]), end)} {percent(shares[0][i])} → {percent(shares[1][i])}"
         )
     return ", ".join(told)
 
@@ -73,6 +58,8 @@ def _name(bins: Bins, start: int, end: int) -> str:
     return f"{low:.4g} to {high:.4g}"
 
 
-def _percent(share: float) -> str:
-    percent = 100 * share
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+def percent(share: float) -> str:
+    """A share for people: ``12 %``, ``3.4 %``, ``0.05 %``."""
+    hundredths = 100 * share
+    digits = ".0f" if hundredths >= 10 or hundredths == 0 else ".2g"
+    return f"{hundredths:{digits}} %"

@@ -84,6 +84,17 @@ def psi(
         starts: first bin of each group, from ``group_equal_mass``; ``None`` makes each bin a group.
         smoothing: counts added to each group, > 0.
     """
+    return _sum(psi_parts(reference, current, starts=starts, smoothing=smoothing))
+
+
+def psi_parts(
+    reference: Counts,
+    current: Counts,
+    *,
+    starts: Starts | None = None,
+    smoothing: float = JEFFREYS,
+) -> Floats:
+    """``(..., groups)`` what each group adds to ``psi`` of the same arguments; no part is negative."""
     if not smoothing > 0:
         raise ValueError(f"smoothing must be positive, not {smoothing}: ln(0) is no number")
     p, q = _pair(reference, current)
@@ -91,7 +102,8 @@ def psi(
     if starts is not None:
         p, q = (np.add.reduceat(counts, starts, axis=-1) for counts in (p, q))
     p, q = (_shares(counts + smoothing) for counts in (p, q))
-    return _sum((q - p) * np.log(q / p)) * seen
+    parts: Floats = (q - p) * np.log(q / p) * seen[..., np.newaxis]
+    return parts
 
 
 def ks(reference: Counts, current: Counts, *, points: bool = False) -> Interval:

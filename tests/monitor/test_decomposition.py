@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 
 from monitor.binning import CategoricalBins, NumericBins, cut_numeric
-from monitor.decomposition import MOST, moved, parts
-from monitor.distances import group_equal_mass, psi
+from monitor.decomposition import MOST, moved
+from monitor.distances import group_equal_mass, psi, psi_parts
 
 COUNTS = st.lists(st.integers(0, 10_000), min_size=2, max_size=40)
 
@@ -25,7 +25,7 @@ def test_the_parts_are_not_negative_and_add_up_to_the_index(
     usual[0] += 1
     now[-1] += 1
     starts = group_equal_mass(usual, 10)
-    found = parts(usual, now, starts)
+    found = psi_parts(usual, now, starts=starts)
     assert (found >= 0).all()
     assert found.sum() == pytest.approx(float(psi(usual, now, starts=starts)), abs=1e-12)
 
