@@ -117,8 +117,8 @@ class Case(msgspec.Struct, frozen=True):
     """An open incident with what the next decision about it needs.
 
     ``certain_ms`` is the end of the first broken window: the onset lies before it. ``labels_clean_ms`` is the last
-    end of a window whose labels showed that performance held. ``told`` are the notifications and ``sent`` the actions that were asked for, dry
-    runs aside; ``acted`` stays empty, and is there because books of 0.1.0 have it.
+    end of a window whose labels showed that performance held. ``told`` are the notifications that were asked for, and ``sent`` is when each action
+    was, dry runs aside; ``acted`` stays empty, and is there because books of 0.1.0 have it.
     ``windows`` counts the ends at which something broke, the last of them ``window_ms``. ``escalated``: an action did not help.
     """
 
@@ -136,7 +136,7 @@ class Case(msgspec.Struct, frozen=True):
     windows: int = 0
     window_ms: int = 0
     escalated: bool = False
-    sent: tuple[str, ...] = ()
+    sent: dict[str, int] = {}
 
 
 class Fault(msgspec.Struct, frozen=True):

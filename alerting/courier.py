@@ -23,7 +23,7 @@ from alerting.pipelines import action_request
 from alerting.requests import Mail, Request, Resolve
 from monitor.approvals import Links
 from monitor.spec import ActionSpec, ModelSpec
-from monitor.targets import NotifyTarget
+from monitor.targets import NotifyTarget, action_named
 from monitor.wire import Delivery, DeliveryOutcome, OutboxItem
 
 logger = logging.getLogger(__name__)
@@ -214,13 +214,8 @@ class Courier:
 
 def target_of(item: OutboxItem, spec: ModelSpec) -> NotifyTarget | ActionSpec | None:
     """Where the spec says that an item goes; ``None`` if it says so no longer."""
-    match item.action:
-        case "retrain":
-            return spec.actions.retrain
-        case "rollback":
-            return spec.actions.rollback
-        case _:
-            return spec.told(item.target)
+    name = action_named(item.action)
+    return spec.told(item.target) if name is None else spec.actions.of(name)
 
 
 def _account(target: NotifyTarget | ActionSpec) -> Account:

@@ -147,8 +147,6 @@ def decide_action(
     refusal = _refusal(name, spec, incident, history)
     if refusal is not None:
         return refusal
-    if history.windows < spec.min_windows:
-        return ActionDecision.TOO_FEW_WINDOWS
     if spec.approval == "manual" and not history.approved and not spec.dry_run:
         return ActionDecision.NEEDS_APPROVAL
     limit = _limit(spec, incident, history)
@@ -177,6 +175,7 @@ def _refusal(
         (history.rejected, ActionDecision.REJECTED),
         (history.silenced and not history.approved, ActionDecision.SILENCED),
         (name == "retrain" and history.quality_open, ActionDecision.BLOCKED_BY_QUALITY),
+        (history.windows < spec.min_windows, ActionDecision.TOO_FEW_WINDOWS),
     )
     return next((reason for holds, reason in reasons if holds), None)
 
@@ -251,7 +250,7 @@ def is_silenced(entry: Case, spec: ModelSpec, now_ms: int) -> bool:
 
 def _in_silence(entry: Case, spec: ModelSpec, now_ms: int) -> bool:
     now = [silence for silence in spec.silences if silence.holds(now_ms)]
-    evidence = [member.evidence for member in entry.members.values()]
+    evidence = (member.evidence for member in entry.members.values())
     return bool(now) and all(
         any(silence.fits(e, version=e.version, segment=e.segment) for silence in now)
         for e in evidence
@@ -264,7 +263,7 @@ def _escalated(book: Book, spec: ModelSpec) -> Iterator[Change]:
     It did not help if something breaks in a window that began after the action was asked for and ends later than it should have helped.
     """
     for entry in list(book.open.values()):
-        unhelped = None if entry.escalated else _unhelped(book, entry, spec)
+        unhelped = None if entry.escalated else _unhelped(entry, spec)
         if unhelped is None:
             continue
         name, within_ms = unhelped
@@ -275,24 +274,18 @@ def _escalated(book: Book, spec: ModelSpec) -> Iterator[Change]:
         yield Change(None, told)
 
 
-def _unhelped(book: Book, entry: Case, spec: ModelSpec) -> tuple[ActionName, int] | None:
-    since_ms = entry.incident.reopened_ms or 0
+def _unhelped(entry: Case, spec: ModelSpec) -> tuple[ActionName, int] | None:
     for name in ACTIONS:
-        rule = _rule(spec, name)
-        for past in book.acted:
-            if rule is None or name not in entry.sent or past.at_ms < since_ms:
-                continue
-            if (past.action, past.incident_id) == (name, entry.incident.id) and any(
-                member.evidence.start_ms >= past.at_ms
-                and member.evidence.end_ms > past.at_ms + rule.helps_within
-                for member in entry.members.values()
-            ):
-                return name, rule.helps_within
+        rule, sent_ms = spec.actions.of(name), entry.sent.get(name)
+        if rule is None or sent_ms is None:
+            continue
+        if any(
+            member.evidence.start_ms >= sent_ms
+            and member.evidence.end_ms > sent_ms + rule.helps_within
+            for member in entry.members.values()
+        ):
+            return name, rule.helps_within
     return None
-
-
-def _rule(spec: ModelSpec, name: ActionName) -> ActionSpec | None:
-    return spec.actions.retrain if name == "retrain" else spec.actions.rollback
 
 
 def _notifications(
@@ -321,7 +314,7 @@ def _notifications(
 
 
 def _ask(book: Book, entry: Case, name: ActionName, spec: ModelSpec) -> OutboxItem | None:
-    rule = _rule(spec, name)
+    rule = spec.actions.of(name)
     history = ActionHistory(
         now_ms=book.now_ms,
         acted=[past for past in book.acted if past.action == name],
@@ -340,7 +333,7 @@ def _ask(book: Book, entry: Case, name: ActionName, spec: ModelSpec) -> OutboxIt
     if rule is not None and rule.to:
         entry = replace(entry, incident=replace(entry.incident, rollback_to=rule.to))
     if not dry:
-        entry = replace(entry, sent=(*entry.sent, name))
+        entry = replace(entry, sent={**entry.sent, name: book.now_ms})
     book.open[entry.incident.id] = entry = noted(entry, book.now_ms, what)
     incident = entry.incident
     recent = [past for past in book.acted if past.at_ms > book.now_ms - _MEMORY_MS]

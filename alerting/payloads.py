@@ -77,12 +77,11 @@ def approval_link(item: OutboxItem, spec: ModelSpec, links: Links | None, asked_
     """
     if links is None or item.action != "notify" or item.transition == "escalated":
         return ""  # what escalates was asked for, and did not help
-    rules = {"retrain": spec.actions.retrain, "rollback": spec.actions.rollback}
     alone = ActionHistory(
         now_ms=0, acted=(), open_ids=(), quality_open=False, windows=MAX_MIN_WINDOWS
     )
     for name in ACTIONS:
-        decision = decide_action(name, rules[name], item.incident, alone)
+        decision = decide_action(name, spec.actions.of(name), item.incident, alone)
         if decision is ActionDecision.NEEDS_APPROVAL:
             return links.to(item.incident.id, name, asked_s)
     return ""

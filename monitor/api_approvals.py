@@ -14,10 +14,10 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, HTTPException, Response
 
 from monitor import approvals
-from monitor.api_orders import Desk, body_of, checked, given, same_site_check
+from monitor.api_orders import Desk, body_of, given, in_http, same_site_check
 from monitor.approvals import Approval, Refusal
 from monitor.errors import TransientError
-from monitor.orders import Kind
+from monitor.orders import Kind, order
 from monitor.spec import ActionsSpec
 from monitor.store import Store
 from monitor.wire import Incident
@@ -57,7 +57,8 @@ def _asking(store: Store, desk: Desk, token: str) -> Response:
     """The question, where it can still be decided."""
     now_ms = desk.clock_ms()
     incident = _incident_of(store, desk, token, now_ms)
-    checked("approve", incident, author=REMARK, at_ms=now_ms)  # for its refusals: it is not given
+    with in_http():  # for its refusals: it is not given
+        order("approve", incident, author=REMARK, at_ms=now_ms)
     if incident.advice != "rollback":
         return _page(200, "Retrain?", _form(incident, token))
     return _page(200, "Roll back?", _form(incident, token, _back_to(store, incident)))
@@ -76,7 +77,9 @@ def _decided(store: Store, desk: Desk, fields: Mapping[str, str]) -> Response:
     kind, name = _KINDS.get(fields.get("decision", "")), fields.get("name", "").strip()
     if kind is None or not name or len(name) > _MAX_NAME:
         raise HTTPException(422, "Go back, say who you are, and choose a button.")
-    given(desk, checked(kind, incident, author=name + REMARK, at_ms=now_ms))
+    with in_http():
+        command = order(kind, incident, author=name + REMARK, at_ms=now_ms)
+    given(desk, command)
     more = " Cooldown, daily cap and clean data are still required." if kind == "approve" else ""
     said = f"<p>The detector decides.{more} The incident's timeline tells what came of it.</p>"
     return _page(202, f"Asked for: {kind}", said)

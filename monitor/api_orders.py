@@ -6,7 +6,8 @@ asking first, and comes from no other site; both hold with a key as without one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from monitor.errors import ConfigError, DriftlineError, NothingToDoError, Transi
 from monitor.orders import Give, Kind, order
 from monitor.spec import parse_duration_ms
 from monitor.store import FOREVER_MS, Store
-from monitor.wire import Command, Incident
+from monitor.wire import Command
 
 RETRY_AFTER_S: Final = 5
 MAX_BODY: Final = 8 << 10  # an author and a comment are 700 characters at most
@@ -86,38 +87,29 @@ def order_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
             )
         now_ms = desk.clock_ms()
         until_ms = _until_ms(kind, asked, now_ms)
-        command = checked(
-            kind,
-            store.incident(incident_id),
-            author=asked.author,
-            at_ms=now_ms,
-            until_ms=until_ms,
-            comment=asked.comment,
-        )
+        incident = store.incident(incident_id)
+        if incident is None:
+            raise HTTPException(404, "no such incident")
+        with in_http():
+            command = order(
+                kind,
+                incident,
+                author=asked.author,
+                at_ms=now_ms,
+                until_ms=until_ms,
+                comment=asked.comment,
+            )
         given(desk, command)
         return Response(msgspec.json.encode(command), 202, media_type="application/json")
 
     return router
 
 
-def checked(
-    kind: Kind,
-    incident: Incident | None,
-    *,
-    author: str,
-    at_ms: int,
-    until_ms: int | None = None,
-    comment: str = "",
-) -> Command:
-    """``monitor.orders.order``, in the terms of HTTP.
-
-    Raises:
-        HTTPException: 404, 409 or 422.
-    """
-    if incident is None:
-        raise HTTPException(404, "no such incident")
+@contextmanager
+def in_http() -> Iterator[None]:
+    """What ``monitor.orders.order`` refuses, in the terms of HTTP: 409 or 422."""
     try:
-        return order(kind, incident, author=author, at_ms=at_ms, until_ms=until_ms, comment=comment)
+        yield
     except NothingToDoError as err:
         raise HTTPException(409, str(err)) from None
     except ConfigError as err:

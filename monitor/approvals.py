@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from monitor.targets import ACTIONS, ActionName
+from monitor.targets import ActionName, action_named
 
 MIN_SECRET: Final = 32  # characters: 16 random bytes in hexadecimal are 128 bits
 PATH: Final = "/approve"
@@ -85,7 +85,7 @@ def read(token: str, secret: str, *, now_s: float) -> Approval | Refusal:
     if len(parts) != 4:
         return Refusal.FORGED
     incident_id, named, expires, _ = parts
-    action = next((name for name in ACTIONS if name == named), None)
+    action = action_named(named)
     if action is None or not expires.isdigit():
         return Refusal.FORGED
     approval = Approval(incident_id, action, int(expires))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 from monitor.errors import ConfigError, NothingToDoError
-from monitor.targets import ACTIONS
+from monitor.targets import action_named
 from monitor.wire import Command, Incident
 
 Kind: TypeAlias = Literal["acknowledge", "silence", "approve", "reject"]
@@ -42,7 +42,7 @@ def order(
         raise NothingToDoError(f"{incident.acknowledged_by} has acknowledged it already")
     action = None
     if kind in ("approve", "reject"):
-        action = next((name for name in ACTIONS if name == incident.advice), None)
+        action = action_named(incident.advice)
         if action is None:
             advice = incident.advice.replace("_", " ")
             raise NothingToDoError(f"it advises to {advice}: there is nothing to {kind}")

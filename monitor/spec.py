@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from monitor.errors import ConfigError
-from monitor.targets import ActionTarget, NotifyTarget, fits
+from monitor.targets import ActionName, ActionTarget, NotifyTarget, fits
 from monitor.wire import Evidence, Verdict, VerdictKind
 
 _UNITS_MS: Final = {
@@ -295,6 +295,10 @@ class ActionsSpec(_Strict):
         if self.retrain is not None and self.retrain.to:
             raise ValueError("a retrain goes to no version: give `to` for a rollback")
         return self
+
+    def of(self, name: ActionName) -> ActionSpec | None:
+        """The rules of an action; ``None`` where it is not allowed."""
+        return self.retrain if name == "retrain" else self.rollback
 
 
 class ModelSpec(_Strict):

@@ -312,6 +312,11 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
+def action_named(text: str) -> ActionName | None:
+    """The action of this name, such as that of an advice; ``None`` if it is none."""
+    return next((name for name in ACTIONS if name == text), None)
+
+
 def fits(target: ActionTarget, action: ActionName) -> bool:
     """Whether a target can carry out an action: what only moves traffic or an alias back cannot retrain."""
     return target.kind in _EITHER or (action == "rollback" and target.kind in _ROLLBACK)

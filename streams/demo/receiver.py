@@ -295,9 +295,8 @@ class Receiver:
         if answer.key and answer.problem is None:
             self._accepted[path, answer.key] += 1
             alert, trigger, _ = answer.key.rpartition("/trigger")
-            if (
-                trigger and path == "/pagerduty" and repeats == 0
-            ):  # it is open: to end it is news again
+            # A new trigger opens the alert: to end it is news again.
+            if trigger and path == "/pagerduty" and repeats == 0:
                 for action in ("acknowledge", "resolve"):
                     self._accepted.pop((path, f"{alert}/{action}"), None)
         self._received.append(Received(path, answer.key, answer.summary, answer.problem, repeats))
