@@ -70,7 +70,7 @@ FROM verdicts FINAL WHERE {_WHERE}
 ORDER BY end_ms DESC, start_ms DESC, version, segment, size_ms, feature, statistic LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
 PERFORMANCE: Final = f"""
 SELECT model, version, segment, size_ms, {_START}, revision, predictions, labelled, errors, final, metrics,
-  label_delay_p50_ms, label_delay_p95_ms
+  label_delay_p50_ms, label_delay_p95_ms, intervals, classes, confusion
 FROM performance FINAL WHERE {_WHERE} AND final >= {{final:UInt8}} {_NEWEST}"""  # noqa: S608 - constants
 INCIDENTS: Final = """
 SELECT body FROM incidents FINAL

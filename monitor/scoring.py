@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from monitor import performance
+from monitor.intervals import Interval
 from monitor.performance import MISSING, Floats, Ints, Measured
 from monitor.spec import ModelSpec
 from monitor.tables import value_text
@@ -24,6 +25,10 @@ from monitor.wire import Performance
 
 Place: TypeAlias = tuple[str, str, int]
 """Version, segment (``""`` is the whole model) and window start in ms."""
+
+OTHER_CLASS: Final = (
+    "__other__"  # whatever is not the positive class, or not among the most frequent
+)
 
 Rows: TypeAlias = npt.NDArray[np.intp]
 _Measure: TypeAlias = Callable[[Rows], Measured]
@@ -70,20 +75,21 @@ def measure(
     Args:
         spec: the model; its task is not ``none``.
         size_ms: size of the windows.
-        predictions: how many predictions each place has, with labels or without: the places to measure. A version that has no place in a window
-            is counted there as ``OTHER_VERSION``.
+        predictions: how many predictions each place has, with labels or without: the places to measure, those of the whole model
+            among them. A version that has no place in a window is counted there as ``OTHER_VERSION``.
         outcomes: labelled predictions, at least all those of these places.
         final_ms: a window that ends by then is final; ``None``: none is.
     """
-    measured = _measure(spec, outcomes)
+    measure_rows, names = _measure(spec, outcomes)
     groups = dict(_groups(outcomes, size_ms, predictions))
     nothing = np.empty(0, dtype=np.intp)
+    found = {place: measure_rows(groups.get(place, nothing)) for place in predictions}
     messages = []
     for place in sorted(predictions, key=lambda p: (p[2], p[0], p[1])):
-        rows = groups.get(place, nothing)
+        rows, result = groups.get(place, nothing), found[place]
         version, segment, start = place
         n = max(predictions[place], len(rows))
-        result = measured(rows)
+        gaps, of_gaps = _gaps(spec, segment, result, found.get((version, "", start)))
         p50, p95 = performance.delay_quantiles_ms(outcomes.label_ms[rows] - outcomes.ts_ms[rows])
         messages.append(
             Performance(
@@ -97,12 +103,25 @@ def measure(
                 labelled=len(rows),
                 errors=result.errors,
                 final=final_ms is not None and start + size_ms <= final_ms,
-                metrics={"label_coverage": len(rows) / n, **result.metrics},
+                metrics={"label_coverage": len(rows) / n, **result.metrics, **gaps},
                 label_delay_p50_ms=p50,
                 label_delay_p95_ms=p95,
+                intervals={**result.intervals, **of_gaps},
+                classes=[names.get(code, OTHER_CLASS) for code in result.classes.tolist()],
+                confusion=result.confusion.ravel().tolist(),
             )
         )
     return messages
+
+
+def _gaps(
+    spec: ModelSpec, segment: str, inside: Measured, everyone: Measured | None
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """How a protected group fares against everyone else."""
+    dimension = segment.partition("=")[0]
+    if spec.task != "binary" or dimension not in spec.protected or everyone is None:
+        return {}, {}
+    return performance.gaps(inside.confusion, everyone.confusion)
 
 
 def _groups(
@@ -141,25 +160,41 @@ def _groups(
         yield place, np.sort(np.concatenate(parts))
 
 
-def _measure(spec: ModelSpec, outcomes: Outcomes) -> _Measure:
-    """The metrics of a choice of rows, for the task of the model."""
+def _measure(spec: ModelSpec, outcomes: Outcomes) -> tuple[_Measure, Mapping[int, str]]:
+    """The metrics of a choice of rows, for the task of the model, and the names of its class codes."""
+    score = outcomes.score
     match spec.task:
         case "binary":
             positive = value_text(spec.score.positive_class)
             label = _flags(outcomes.label, positive)
             prediction = _flags(outcomes.prediction, positive)
-            score = outcomes.score
-            return lambda rows: performance.binary(label[rows], prediction[rows], score[rows])
+            names = {1: positive or ""}
+            return lambda rows: performance.binary(
+                label[rows], prediction[rows], score[rows]
+            ), names
         case "multiclass":
-            both = pa.concat_arrays([outcomes.label, outcomes.prediction]).dictionary_encode()
-            codes = _codes(both)
+            codes, names = _classes(pa.concat_arrays([outcomes.label, outcomes.prediction]))
             label, prediction = codes[: outcomes.n], codes[outcomes.n :]
-            return lambda rows: performance.multiclass(label[rows], prediction[rows])
+            return (
+                lambda rows: performance.multiclass(label[rows], prediction[rows], score[rows]),
+                names,
+            )
         case "regression":
             true, given = _numbers(outcomes.label), _numbers(outcomes.prediction)
-            return lambda rows: performance.regression(true[rows], given[rows])
+            within = spec.labels.tolerance
+            return lambda rows: performance.regression(true[rows], given[rows], within), {}
         case "none":
             raise ValueError(f"{spec.model} has no task: there is nothing to measure")
+
+
+def _classes(texts: pa.Array) -> tuple[Ints, dict[int, str]]:
+    """Codes in the order of the texts, so that sums over classes do not depend on what else was read; and the texts."""
+    encoded = texts.dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    order = np.argsort(names)
+    rank = np.empty(len(names) + 1, dtype=np.int64)
+    rank[order], rank[-1] = np.arange(len(names)), MISSING  # MISSING is the last place
+    return rank[_codes(encoded)], dict(enumerate(names[order]))
 
 
 def _flags(texts: pa.Array, positive: str | None) -> Ints:

@@ -54,16 +54,28 @@ FROM_REFERENCE: Final = (
     "error_rate",
 )
 METRICS: Final = (
+    "balanced_accuracy",
     "precision",
     "recall",
+    "fpr",
     "f1",
+    "selection_rate",
+    "base_rate",
     "roc_auc",
+    "pr_auc",
     "log_loss",
     "brier",
     "ece",
     "mae",
     "rmse",
+    "mape",
     "bias",
+    "r2",
+    "coverage",
+    "label_coverage",
+    "selection_rate_gap",
+    "recall_gap",
+    "fpr_gap",
 )
 MAX_VECTORS: Final = 8  # embeddings and groups: each adds 2 KiB to a profile
 
@@ -177,9 +189,13 @@ class AlarmBudget(_Strict):
 
 
 class LabelSpec(_Strict):
-    """When labels are due. A performance window is final once this long has passed after its end."""
+    """When labels are due, and what is right. A performance window is final once ``expected_delay`` has passed after its end.
+
+    A prediction of a number is right if it is off by at most ``tolerance``; without one, by no more than nine in ten of the reference's were.
+    """
 
     expected_delay: Duration = 86_400_000
+    tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class Matcher(_Strict):
@@ -311,6 +327,8 @@ class ModelSpec(_Strict):
     multivariate: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     score: ScoreSpec = ScoreSpec()
     segments: tuple[str, ...] = Field(default=(), max_length=MAX_SEGMENTS)
+    # Segments whose groups are to fare alike: their rates are compared with everyone else's.
+    protected: tuple[str, ...] = ()
     reference: ReferenceSpec = ReferenceSpec(calibrate=Calibration())
     windows: WindowSpec = WindowSpec()
     alarm_budget: AlarmBudget = AlarmBudget()
@@ -330,6 +348,8 @@ class ModelSpec(_Strict):
         for i, segment in enumerate(self.segments):
             if self.features and not segment.startswith("tags.") and segment not in self.features:
                 raise ValueError(f"segment {i + 1} is neither a feature nor tags.NAME")
+        if not set(self.protected) <= set(self.segments):
+            raise ValueError("protected names what stands in segments, too")
         return self
 
     def told(self, name: str) -> NotifyTarget | None:

@@ -306,7 +306,11 @@ class Store:
         """Performance windows that start in ``[from_ms, to_ms)``, newest first; with ``final`` only those whose labels were due."""
         scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit)
         return self._read(
-            list[Performance], queries.PERFORMANCE, {**scope, "final": int(final)}, metrics=dict
+            list[Performance],
+            queries.PERFORMANCE,
+            {**scope, "final": int(final)},
+            metrics=dict,
+            intervals=dict,
         )
 
     def incidents(

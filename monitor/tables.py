@@ -81,6 +81,9 @@ SCHEMAS: Final[dict[TableName, pa.Schema]] = {
         metrics=pa.map_(pa.string(), pa.float64()),
         label_delay_p50_ms=pa.int64(),
         label_delay_p95_ms=pa.int64(),
+        intervals=pa.map_(pa.string(), pa.list_(pa.float64())),
+        classes=_TEXTS,
+        confusion=_COUNTS,
     ),
     "windows": _schema(
         **_PLACE,
@@ -304,6 +307,7 @@ def performance_row(p: Performance) -> Row:
         *(p.revision, p.final, 2 * p.revision + p.final),
         *(p.predictions, p.labelled, p.errors, sorted(p.metrics.items())),
         *(p.label_delay_p50_ms, p.label_delay_p95_ms),
+        *(sorted(p.intervals.items()), p.classes, p.confusion),
     )
 
 

@@ -189,6 +189,9 @@ class Performance(msgspec.Struct, frozen=True, tag="performance"):
     metrics: dict[str, float]  # undefined metrics are absent
     label_delay_p50_ms: int | None = None
     label_delay_p95_ms: int | None = None
+    intervals: dict[str, tuple[float, float]] = {}  # at 95 %, of the metrics that have one
+    classes: list[str] = []
+    confusion: list[int] = []  # rows by label and prediction, label by label: classes x classes
 
 
 class Evidence(msgspec.Struct, frozen=True):

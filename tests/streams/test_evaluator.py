@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from sklearn import metrics as oracle
 
 from monitor import store, wire
 from monitor.errors import TransientError
@@ -48,6 +50,7 @@ class Prediction:
     carrier: str
     prediction: str
     score: float
+    model: str = MODEL
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Label:
     id: str
     ts: int
     label: str
+    model: str = MODEL
 
 
 @dataclass
@@ -79,9 +83,8 @@ class World:
     def emit(self, messages: Sequence[Performance]) -> None:
         self.emitted += messages
 
-    def evaluator(self, spec: ModelSpec | None = None) -> Evaluator:
-        chosen = spec or parse_spec(SPEC, origin="test")
-        specs = {chosen.model: chosen}
+    def evaluator(self, *chosen: ModelSpec) -> Evaluator:
+        specs = {spec.model: spec for spec in chosen or (parse_spec(SPEC, origin="test"),)}
         return Evaluator(
             Truth(self.store.link, versions=3), lambda: specs, self.progress, self.emit
         )
@@ -91,14 +94,14 @@ class World:
 
     def store_predictions(self, rows: Sequence[Prediction], partition: int = 0) -> None:
         stored = [
-            (MODEL, p.ts, p.id, p.version, [f"carrier={p.carrier}"], p.prediction, p.score)
+            (p.model, p.ts, p.id, p.version, [f"carrier={p.carrier}"], p.prediction, p.score)
             for p in rows
         ]
         self._store("predictions", "scored", partition, stored)
 
     def store_labels(self, rows: Sequence[Label], partition: int = 0) -> None:
         at = self.stored["labels", partition]
-        stored = [(MODEL, row.ts, row.id, row.label, at + i) for i, row in enumerate(rows)]
+        stored = [(row.model, row.ts, row.id, row.label, at + i) for i, row in enumerate(rows)]
         self._store("labels", "labels", partition, stored)
 
     def _store(
@@ -117,11 +120,11 @@ class World:
         self.stored[topic, partition] = at + len(rows)
         self.ends[topic, partition] = max(self.ends[topic, partition], at + len(rows))
 
-    def close_windows(self, until: int) -> None:
+    def close_windows(self, until: int, model: str = MODEL) -> None:
         """The detector closed every window that ends by ``until``."""
         empty = ((), *(0,) * 8, None, None, ())
-        row = (MODEL, "7", "", HOUR, until - HOUR, "", "", 1, "b", 1, 0, *empty)
-        self.store.append("windows", to_table("windows", [row]), token=f"w{until}")
+        row = (model, "7", "", HOUR, until - HOUR, "", "", 1, "b", 1, 0, *empty)
+        self.store.append("windows", to_table("windows", [row]), token=f"w{model}{until}")
 
     def finals(self, size: int | None = None) -> list[Performance]:
         return [m for m in self.emitted if m.final and size in (None, m.size_ms)]
@@ -358,6 +361,134 @@ def test_the_newest_label_wins_in_whatever_order_they_arrive(world: World) -> No
     world.store_labels(older, partition=1)  # read later, and at a higher position
     settle(world, evaluator)
     assert [(m.errors, m.revision) for m in world.emitted if m.size_ms == DAY][-1] == (0, 2)
+
+
+TASKS: tuple[Literal["binary", "multiclass", "regression"], ...] = (
+    "binary",
+    "multiclass",
+    "regression",
+)
+SETS = 201  # a day of a model is one
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A day of predictions of one model, what is sent as labels, and which of it is the truth in the end."""
+
+    task: str
+    start: int
+    predictions: list[Prediction]
+    labels: list[Label]
+    truth: dict[str, str]
+
+
+def label_set(i: int, rng: np.random.Generator) -> LabelSet:
+    """Two versions; a third of the labels is sent twice, a third corrected up to twice, and some come weeks late or never."""
+    task, start = TASKS[i % len(TASKS)], START + i // len(TASKS) * DAY
+    predictions, labels, truth = [], [], {}
+    for j in range(60):
+        name, ts, score = f"{i}-{j}", start + int(rng.integers(DAY)), float(rng.random())
+        match task:
+            case "binary":
+                said = str(int(score > 0.5))
+                words = [str(int(rng.random() < score)) for _ in range(3)]
+            case "multiclass":
+                said, words = f"c{rng.integers(4)}", [f"c{rng.integers(5)}" for _ in range(3)]
+            case "regression":
+                said = repr(score * 10)
+                words = [repr(score * 10 + float(rng.normal())) for _ in range(3)]
+        carrier, version = "UA" if j % 3 else "B6", "78"[int(rng.random() < 0.3)]
+        predictions.append(Prediction(name, ts, version, carrier, said, score, task))
+        if rng.random() < 0.1:
+            continue
+        late = 30 * DAY if rng.random() < 0.1 else 0
+        times = ts + late + np.cumsum(rng.integers(1, 5 * HOUR, 3))
+        newest = int(rng.choice([0, 0, 0, 1, 2]))
+        sent = [Label(name, int(times[k]), words[k], task) for k in range(newest + 1)]
+        labels += sent + (sent[:1] if rng.random() < 0.33 else [])
+        truth[name] = words[newest]
+    return LabelSet(task, start, predictions, labels, truth)
+
+
+def by_oracle(task: str, rows: list[tuple[str, str, float]]) -> dict[str, float]:
+    """What scikit-learn says about (label, prediction, score)."""
+    y, p, score = ([row[i] for row in rows] for i in range(3))
+    if task == "regression":
+        a, b = np.array(y, dtype=float), np.array(p, dtype=float)
+        return {
+            "mae": oracle.mean_absolute_error(a, b),
+            "rmse": oracle.root_mean_squared_error(a, b),
+            **({"r2": oracle.r2_score(a, b)} if len(a) > 1 else {}),
+        }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes without labels
+        found = {
+            "accuracy": oracle.accuracy_score(y, p),
+            "balanced_accuracy": oracle.balanced_accuracy_score(y, p),
+        }
+        if task == "multiclass":
+            return found | {"f1": oracle.f1_score(y, p, average="macro", zero_division=0.0)}
+    if len(set(y)) == 2:
+        return found | {
+            "roc_auc": oracle.roc_auc_score(y, score),
+            "pr_auc": oracle.average_precision_score(y, score, pos_label="1"),
+            "log_loss": oracle.log_loss(y, score, labels=["0", "1"]),
+            "brier": oracle.brier_score_loss(y, score, pos_label="1"),
+        }
+    return {"accuracy": found["accuracy"]}
+
+
+def last_words(
+    server: str, name: str, sets: Sequence[LabelSet], rng: np.random.Generator
+) -> dict[tuple[str, Place], Performance]:
+    """The last message of each window after all was stored in random order, and the evaluator restarted now and then."""
+    world = next(fresh(server, name))
+    waiting: dict[str, list[Any]] = {
+        "scored": [p for each in sets for p in each.predictions],
+        "labels": [x for each in sets for x in each.labels],
+    }
+    for rows in waiting.values():
+        rng.shuffle(rows)  # type: ignore[arg-type]  # it takes a list
+    daily = {"windows": {"pane": "1d", "sizes": ["1d"]}}
+    specs = [parse_spec({**SPEC, **daily, "model": t, "task": t}, origin="test") for t in TASKS]
+    evaluator = world.evaluator(*specs)
+    while any(waiting.values()):
+        topic = rng.choice([topic for topic, rows in waiting.items() if rows])
+        n = int(rng.integers(1_000, 6_000))
+        part, waiting[topic] = waiting[topic][:n], waiting[topic][n:]
+        store_rows = world.store_predictions if topic == "scored" else world.store_labels
+        store_rows(part, int(rng.integers(PARTITIONS)))
+        if rng.random() < 0.5:
+            evaluator.step()
+            evaluator = world.evaluator(*specs)
+    for spec in specs:
+        world.close_windows(START + SETS * DAY, spec.model)
+    settle(world, evaluator)
+    world.store.close()
+    return {(m.model, place(m)): m for m in world.finals()}
+
+
+def test_two_hundred_label_sets_in_any_order_end_as_scikit_learn_says(server: str) -> None:
+    rng = np.random.default_rng(8)
+    sets = [label_set(i, rng) for i in range(SETS)]
+    found = last_words(server, "sets1", sets, np.random.default_rng(1))
+    compared = 0
+    for each in sets:
+        for version in "78":
+            rows = [
+                (each.truth[p.id], p.prediction, p.score)
+                for p in each.predictions
+                if p.id in each.truth and p.version == version
+            ]
+            message = found[each.task, (version, "", DAY, each.start)]
+            expected = by_oracle(each.task, rows)
+            metrics = {name: message.metrics.get(name) for name in expected}
+            assert metrics == pytest.approx(expected, abs=1e-9), (each.task, version, each.start)
+            compared += message.labelled
+    assert compared == sum(len(each.truth) for each in sets)
+    again = last_words(server, "sets2", sets, np.random.default_rng(2))
+    assert {key: again[key] for key in found if again[key] != found[key]} == {}
+    assert again.keys() == found.keys()
 
 
 def test_a_crash_before_the_cursor_is_saved_repeats_the_same_messages(world: World) -> None:
