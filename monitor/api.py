@@ -215,6 +215,22 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
             most,
         )
 
+    @router.get("/{model:path}/estimates")
+    def estimates(
+        model: str,
+        version: Text = None,
+        size_ms: Size = None,
+        metric: Text = None,
+        from_ms: TimeMs = 0,
+        to_ms: TimeMs = FOREVER_MS,
+        limit: Limit = None,
+    ) -> Response:
+        most = _most(limit, page_size)
+        scope: dict[str, Any] = {"version": version, "size_ms": size_ms, "metric": metric}
+        return _page(
+            store.estimates(model, **scope, from_ms=from_ms, to_ms=to_ms, limit=most + 1), most
+        )
+
     @router.get("/{model:path}/features/{feature}/series")
     def feature_series(
         model: str,

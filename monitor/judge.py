@@ -12,6 +12,7 @@ import msgspec
 
 from monitor import wire
 from monitor.budget import Levels
+from monitor.estimation import estimated
 from monitor.panes import SeriesKey
 from monitor.profile import Profile
 from monitor.reference import Reference
@@ -84,6 +85,8 @@ class Judge:
             levels=self._levels,
             whole=whole,
         )
+        if self._key.segment == "" and self._reference.meaning is not None:
+            verdicts += estimated(self._reference.meaning, profile)
         if size_ms == min(self._spec.windows.sizes):
             verdicts += self._alarms.values()
             self._alarms = {}

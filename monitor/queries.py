@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from monitor.estimation import PREFIX
+
 MAX_HOLES: Final = 100  # of one source partition
 
 # {x:Nullable(T)} IS NULL OR ...: "any" without a second form of each query.
@@ -72,6 +74,19 @@ PERFORMANCE: Final = f"""
 SELECT model, version, segment, size_ms, {_START}, revision, predictions, labelled, errors, final, metrics,
   label_delay_p50_ms, label_delay_p95_ms, intervals, classes, confusion
 FROM performance FINAL WHERE {_WHERE} AND final >= {{final:UInt8}} {_NEWEST}"""  # noqa: S608 - constants
+ESTIMATES: Final = f"""
+SELECT version, size_ms, {_START}, metric, estimate, low, high, labelled, predictions, final,
+  if(labelled > 0 AND mapContains(metrics, metric), metrics[metric], NULL) AS realised
+FROM (
+  SELECT version, size_ms, start, substring(statistic, {len(PREFIX) + 1}) AS metric, value AS estimate,
+    JSONExtractFloat(evidence, 'low') AS low, JSONExtractFloat(evidence, 'high') AS high
+  FROM verdicts FINAL WHERE startsWith(statistic, '{PREFIX}') AND segment = '' AND {_WHERE}
+    AND ({{metric:Nullable(String)}} IS NULL OR metric = {{metric:Nullable(String)}})
+) AS v
+LEFT JOIN (
+  SELECT version, size_ms, start, labelled, predictions, final, metrics FROM performance FINAL WHERE segment = '' AND {_WHERE}
+) AS p USING (version, size_ms, start)
+ORDER BY start_ms DESC, version, size_ms, metric LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
 INCIDENTS: Final = """
 SELECT body FROM incidents FINAL
 WHERE ({model:Nullable(String)} IS NULL OR model = {model:Nullable(String)})

@@ -17,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from monitor import binning
-from monitor.binning import Bins, Codes, Floats, Raw
+from monitor.binning import Bins, Floats, Raw
 from monitor.calibration import PSI_GROUPS, Null, calibrate, rate_design_effect
 from monitor.columns import OTHER_SEGMENT, Columns
 from monitor.comparison import Comparison
 from monitor.counting import Grouping
 from monitor.errors import ConfigError, IncompatibleError
+from monitor.estimation import Meaning
+from monitor.labelled import LabelCount, Tolerance
 from monitor.mmd import MmdNull, Spectrum, calibrate_vectors
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile
 from monitor.raw import finite_values
@@ -64,6 +66,8 @@ class Reference:
         nulls: segment -> window size in ms -> how the statistics scatter when nothing is wrong.
         accuracy: share of right predictions, where the source had labels; ``labelled`` of them.
         accuracy_deff: design effect of that share over windows of the smallest size.
+        tolerance: by how much the prediction of a number may be off and be right.
+        meaning: what scores meant, for estimates until labels come; ``None`` without labels or scores.
         first_ms, last_ms: event times that it covers, both inclusive.
         vector_nulls: segment -> window size in ms -> vector -> how its MMD scatters; empty for a model without vectors.
     """
@@ -78,6 +82,8 @@ class Reference:
     accuracy: float | None = None
     labelled: int = 0
     accuracy_deff: float = 1.0
+    tolerance: float | None = None
+    meaning: Meaning | None = None
     origin: str = field(default="", compare=False)
     vector_nulls: Mapping[str, Mapping[int, Mapping[str, MmdNull]]] = field(default_factory=dict)
     _comparisons: dict[str, Comparison] = field(default_factory=dict, init=False, repr=False)
@@ -122,6 +128,8 @@ class Reference:
             "accuracy": self.accuracy,
             "labelled": self.labelled,
             "accuracy_deff": self.accuracy_deff,
+            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
+            **({} if self.meaning is None else {"score_cells": self.meaning.cells.tolist()}),
             "origin": self.origin,
         }
 
@@ -169,6 +177,8 @@ class Reference:
                 accuracy=form["accuracy"],
                 labelled=form["labelled"],
                 accuracy_deff=form["accuracy_deff"],
+                tolerance=form.get("tolerance"),
+                meaning=_meaning(form, layout),
                 origin=form["origin"],
             )
         except _DAMAGE as err:
@@ -187,13 +197,16 @@ def build(spec: ModelSpec, source: Source, *, origin: str = "") -> Reference:
     if draft.n == 0:
         raise ConfigError(f"{origin or spec.model}: the reference has no events")
     layout, segments = draft.layout(), draft.segments()
-    count = _Count(spec, layout, segments, draft.first_ms, draft.last_ms)
+    count = _Count(spec, layout, segments, draft)
     for columns in source():
         count.add(columns)
     profiles = {
         s: Profile(layout, layout.normalise(v.sum(axis=0))) for s, v in count.blocks.items()
     }
-    labelled, right = (int(x) for x in count.truth.sum(axis=0))
+    labelled, right = (int(x) for x in count.labels.truth.sum(axis=0))
+    accuracy_deff = rate_design_effect(
+        count.labels.truth, min(spec.windows.sizes) // count.block_ms
+    )
     return Reference(
         model=spec.model,
         layout=layout,
@@ -208,12 +221,23 @@ def build(spec: ModelSpec, source: Source, *, origin: str = "") -> Reference:
         last_ms=draft.last_ms,
         accuracy=None if labelled == 0 else right / labelled,
         labelled=labelled,
-        accuracy_deff=rate_design_effect(count.truth, min(spec.windows.sizes) // count.block_ms),
+        accuracy_deff=accuracy_deff,
+        tolerance=draft.tolerance.value,
+        meaning=count.labels.meaning(accuracy_deff),
         origin=origin,
         vector_nulls=_vector_nulls(count, draft.spectra(layout), spec.windows)
         if layout.vectors
         else {},
     )
+
+
+def _meaning(form: dict[str, Any], layout: Layout) -> Meaning | None:
+    if "score_cells" not in form:
+        return None
+    cells = np.array(form["score_cells"], dtype=np.int64)
+    if cells.shape not in ((layout.by_name[SCORE].bins.bins, kinds) for kinds in (2, 4)):
+        raise IncompatibleError("damaged reference: what scores meant does not fit its bins")
+    return Meaning(cells, form["accuracy_deff"])
 
 
 def _vector_nulls(
@@ -284,6 +308,7 @@ class _Draft:
     def __init__(self, spec: ModelSpec) -> None:
         self.n, self.first_ms, self.last_ms = 0, 2**62, -(2**62)
         self._spec = spec
+        self.tolerance = Tolerance(spec)
         self._numeric: dict[str, _Sample] = {}
         self._categories: dict[str, dict[str, int]] = {}
         self._kinds: dict[str, str] = {name: f.type for name, f in spec.features.items()}
@@ -308,6 +333,7 @@ class _Draft:
                 self._see_field(name, columns.field(name))
         for sample in self._vectors.values():
             sample.add(columns.field, columns.n)
+        self.tolerance.see(columns)
         for dimension, counts in self._segments.items():
             _tally(counts, columns.segment_values(dimension))
 
@@ -376,9 +402,9 @@ class _Count:
         spec: ModelSpec,
         layout: Layout,
         segments: Mapping[str, tuple[str, ...]],
-        first_ms: int,
-        last_ms: int,
+        draft: _Draft,
     ) -> None:
+        first_ms, last_ms, tolerance = draft.first_ms, draft.last_ms, draft.tolerance.value
         pane = spec.windows.pane
         self._start = first_ms // pane * pane
         names = [
@@ -390,7 +416,7 @@ class _Count:
         self.block_ms = pane * -(-panes // most)
         count = (last_ms - self._start) // self.block_ms + 1
         self.blocks = {name: np.zeros((count, layout.size), dtype=np.int64) for name in names}
-        self.truth = np.zeros((count, 2), dtype=np.int64)  # labelled, and right
+        self.labels = LabelCount(spec, layout, count, tolerance)
         self.layout, self._segments = layout, segments
 
     def add(self, columns: Columns) -> None:
@@ -410,24 +436,7 @@ class _Count:
             for i, segment in enumerate(segments):
                 for at, profile in zip(present, profiles[i * len(present) :], strict=False):
                     self.blocks[segment][at] += profile.vector
-        self._compare(columns, block)
-
-    def _compare(self, columns: Columns, block: Codes) -> None:
-        if columns.labels is None:
-            return
-        labels = [binning.category_text(label) for label in _list(columns.labels)]
-        predictions = [
-            binning.category_text(prediction) for prediction in _list(columns.field(PREDICTION))
-        ]
-        known = np.array(
-            [a is not None and b is not None for a, b in zip(labels, predictions, strict=True)],
-            dtype=bool,
-        )
-        right = (
-            np.array([a == b for a, b in zip(labels, predictions, strict=True)], dtype=bool) & known
-        )
-        np.add.at(self.truth[:, 0], block[known], 1)
-        np.add.at(self.truth[:, 1], block[right], 1)
+        self.labels.add(columns, block)
 
 
 def _vector_columns(spec: ModelSpec) -> Iterator[VectorColumns]:
@@ -436,10 +445,6 @@ def _vector_columns(spec: ModelSpec) -> Iterator[VectorColumns]:
             yield VectorColumns(name, (), feature.dim)
     for name, members in spec.multivariate.items():
         yield VectorColumns(name, members, len(members))
-
-
-def _list(raw: Raw) -> list[Any]:
-    return raw.to_pylist() if isinstance(raw, pa.Array) else list(raw)
 
 
 def _tally(counts: dict[str, int], values: Iterable[Any]) -> None:

@@ -76,6 +76,11 @@ METRICS: Final = (
     "selection_rate_gap",
     "recall_gap",
     "fpr_gap",
+    "estimated_accuracy",
+    "estimated_precision",
+    "estimated_recall",
+    "estimated_f1",
+    "estimated_base_rate",
 )
 MAX_VECTORS: Final = 8  # embeddings and groups: each adds 2 KiB to a profile
 

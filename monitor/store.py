@@ -122,6 +122,25 @@ class VerdictRow(msgspec.Struct, frozen=True):
     evidence: dict[str, float | int | str]
 
 
+class EstimateRow(msgspec.Struct, frozen=True):
+    """A metric as it was estimated when a window closed, and what its labels say so far; ``final`` once they are due.
+
+    ``realised`` less ``estimate`` is the error of the estimate; with few of the predictions labelled it is that of the labels as well.
+    """
+
+    version: str
+    size_ms: int
+    start_ms: int
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    labelled: int
+    predictions: int
+    final: bool
+    realised: float | None
+
+
 class Releases(msgspec.Struct, frozen=True):
     """What came of new versions, in the last ``PERIOD_MS`` of each model's event time up to the end of its last window: sums over all models.
 
@@ -312,6 +331,21 @@ class Store:
             metrics=dict,
             intervals=dict,
         )
+
+    def estimates(
+        self,
+        model: str,
+        *,
+        version: str | None = None,
+        size_ms: int | None = None,
+        metric: str | None = None,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+    ) -> list[EstimateRow]:
+        """Estimated performance of windows that start in ``[from_ms, to_ms)``, newest first, beside what labels said."""
+        scope = _scope(model, version, "", size_ms, from_ms, to_ms, limit)
+        return self._read(list[EstimateRow], queries.ESTIMATES, {**scope, "metric": metric})
 
     def incidents(
         self,

@@ -23,6 +23,15 @@ class Model:
     spec: ModelSpec
     reference: Reference | None
 
+    @property
+    def measured(self) -> ModelSpec:
+        """The spec by which labels are compared with predictions: where it does not say what is right, the reference does."""
+        labels = self.spec.labels
+        if self.reference is None or labels.tolerance is not None:
+            return self.spec
+        labels = labels.model_copy(update={"tolerance": self.reference.tolerance})
+        return self.spec.model_copy(update={"labels": labels})
+
 
 def publish(kafka: KafkaSettings, topics: Topics, model: Model, logger: logging.Logger) -> None:
     """Write a model's record and wait until the broker has it.

@@ -118,8 +118,8 @@ class Registry(Lookup):
             return dict(self._newest)
 
     def specs(self) -> Mapping[str, ModelSpec]:
-        """The newest spec of every model."""
-        return {name: model.spec for name, model in self.all().items()}
+        """By which labels of each model are compared with its predictions."""
+        return {name: model.measured for name, model in self.all().items()}
 
     @override
     def newest(self, model: str) -> Model | None:

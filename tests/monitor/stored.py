@@ -130,6 +130,20 @@ def _judged(rng: np.random.Generator, at_ms: int, *, faulty: bool) -> Verdicts:
         kind: VerdictKind = "prediction_drift" if name == "$score" else "data_drift"
         found.append(Verdict(kind, name, "psi", status, value, 0.15, 0.01, EVENTS))
     found.append(Verdict("data_drift", "temp", "ks", "no_data", None, None, None, 3))
+    band: dict[str, float | int | str] = {"low": 0.75, "high": 0.85}
+    found.append(
+        Verdict(
+            "performance",
+            "$prediction",
+            "estimated_accuracy",
+            "ok",
+            value=0.8,
+            limit=None,
+            p_value=None,
+            n=EVENTS,
+            evidence=band,
+        )
+    )
     end = at_ms + DAY
     return Verdicts("window", MODEL, "7", "", DAY, at_ms, end, EVENTS, 1, found)
 

@@ -170,6 +170,19 @@ def test_performance_incidents_deliveries_and_the_ledger_are_shown(client: httpx
     assert (report["total"]["dead"], report["total"]["unaccounted"]) == (3, 0)
 
 
+def test_an_estimate_stands_beside_what_the_labels_said(client: httpx.Client) -> None:
+    path = f"/api/v1/models/{NAME}/estimates"
+    rows = client.get(path, params={"metric": "accuracy"}).json()["items"]
+    labelled = client.get(f"/api/v1/models/{NAME}/performance").json()["items"]
+    assert len(rows) == DAYS
+    assert {(row["metric"], row["estimate"], row["low"], row["high"]) for row in rows} == {
+        ("accuracy", 0.8, 0.75, 0.85)
+    }
+    assert [row["realised"] for row in rows] == [row["metrics"]["accuracy"] for row in labelled]
+    assert (rows[0]["labelled"], rows[0]["predictions"], rows[0]["final"]) == (190, EVENTS, True)
+    assert client.get(path, params={"metric": "f1"}).json()["items"] == []
+
+
 def test_the_budget_of_a_model_stands_beside_its_incidents(
     client: httpx.Client, filled: Store
 ) -> None:

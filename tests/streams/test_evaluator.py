@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,11 +363,7 @@ def test_the_newest_label_wins_in_whatever_order_they_arrive(world: World) -> No
     assert [(m.errors, m.revision) for m in world.emitted if m.size_ms == DAY][-1] == (0, 2)
 
 
-TASKS: tuple[Literal["binary", "multiclass", "regression"], ...] = (
-    "binary",
-    "multiclass",
-    "regression",
-)
+TASKS = ("binary", "multiclass", "regression")
 SETS = 201  # a day of a model is one
 
 
@@ -382,21 +378,22 @@ class LabelSet:
     truth: dict[str, str]
 
 
+def said_and_true(task: str, score: float, rng: np.random.Generator) -> tuple[str, list[str]]:
+    """A prediction, and three labels that it may get."""
+    if task == "binary":
+        return str(int(score > 0.5)), [str(int(rng.random() < score)) for _ in range(3)]
+    if task == "multiclass":
+        return f"c{rng.integers(4)}", [f"c{rng.integers(5)}" for _ in range(3)]
+    return repr(score * 10), [repr(score * 10 + float(rng.normal())) for _ in range(3)]
+
+
 def label_set(i: int, rng: np.random.Generator) -> LabelSet:
     """Two versions; a third of the labels is sent twice, a third corrected up to twice, and some come weeks late or never."""
     task, start = TASKS[i % len(TASKS)], START + i // len(TASKS) * DAY
     predictions, labels, truth = [], [], {}
     for j in range(60):
         name, ts, score = f"{i}-{j}", start + int(rng.integers(DAY)), float(rng.random())
-        match task:
-            case "binary":
-                said = str(int(score > 0.5))
-                words = [str(int(rng.random() < score)) for _ in range(3)]
-            case "multiclass":
-                said, words = f"c{rng.integers(4)}", [f"c{rng.integers(5)}" for _ in range(3)]
-            case "regression":
-                said = repr(score * 10)
-                words = [repr(score * 10 + float(rng.normal())) for _ in range(3)]
+        said, words = said_and_true(task, score, rng)
         carrier, version = "UA" if j % 3 else "B6", "78"[int(rng.random() < 0.3)]
         predictions.append(Prediction(name, ts, version, carrier, said, score, task))
         if rng.random() < 0.1:
@@ -448,7 +445,7 @@ def last_words(
         "labels": [x for each in sets for x in each.labels],
     }
     for rows in waiting.values():
-        rng.shuffle(rows)  # type: ignore[arg-type]  # it takes a list
+        rng.shuffle(rows)
     daily = {"windows": {"pane": "1d", "sizes": ["1d"]}}
     specs = [parse_spec({**SPEC, **daily, "model": t, "task": t}, origin="test") for t in TASKS]
     evaluator = world.evaluator(*specs)
