@@ -139,7 +139,7 @@ _KINDS: Final = {
     "performance": "has got worse",
     "service": "is served worse",
     "no_data": "gives no data",
-    "canary": "does worse than the version before it",
+    "canary": "does worse than the version beside it",
 }
 
 
@@ -173,6 +173,8 @@ def describe(evidence: Evidence) -> str:
     rate = _RATES.get(evidence.statistic)
     if rate is not None and evidence.value is not None:
         return f"{percent(evidence.value)} of values {rate}{_limit(evidence)}"
+    if evidence.kind == "canary" and evidence.value is not None:
+        return f"errs {100 * evidence.value:.1f} points more often than the version beside it"
     if evidence.limit is None or evidence.value is None:
         return f"{_KINDS[evidence.kind]} ({evidence.statistic})"
     return f"{_KINDS[evidence.kind]}: {evidence.statistic} {evidence.value:.3g}{_limit(evidence)}"

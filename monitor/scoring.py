@@ -84,6 +84,12 @@ def measure(
     groups = dict(_groups(outcomes, size_ms, predictions))
     nothing = np.empty(0, dtype=np.intp)
     found = {place: measure_rows(groups.get(place, nothing)) for place in predictions}
+    together: dict[int, dict[str, tuple[int, int]]] = {}
+    for version, segment, start in sorted(predictions):
+        if segment == "" and version != OTHER_VERSION:
+            place = version, segment, start
+            counts = len(groups.get(place, nothing)), found[place].errors
+            together.setdefault(start, {})[version] = counts
     messages = []
     for place in sorted(predictions, key=lambda p: (p[2], p[0], p[1])):
         rows, result = groups.get(place, nothing), found[place]
@@ -109,6 +115,9 @@ def measure(
                 intervals={**result.intervals, **of_gaps},
                 classes=[names.get(code, OTHER_CLASS) for code in result.classes.tolist()],
                 confusion=result.confusion.ravel().tolist(),
+                peers={v: of for v, of in together.get(start, {}).items() if v != version}
+                if segment == ""
+                else {},
             )
         )
     return messages

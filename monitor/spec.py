@@ -203,6 +203,17 @@ class LabelSpec(_Strict):
     tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
+class CanarySpec(_Strict):
+    """How two versions that are live at once are compared by their labels (``monitor.canary``).
+
+    ``margin``: of the error rate, that nobody minds. ``error_rate``: chance of calling a version worse that is not, or not worse by the margin
+    when it is, however long it is watched.
+    """
+
+    margin: float = Field(default=0.02, gt=0, lt=1)
+    error_rate: float = Field(default=0.01, gt=0, lt=1)
+
+
 class Matcher(_Strict):
     """Which verdicts, or which evidence, something is about. What is not given fits anything; ``*`` stands for any text.
 
@@ -338,6 +349,7 @@ class ModelSpec(_Strict):
     windows: WindowSpec = WindowSpec()
     alarm_budget: AlarmBudget = AlarmBudget()
     labels: LabelSpec = LabelSpec()
+    canary: CanarySpec = CanarySpec()
     notify: tuple[NotifyTarget, ...] = Field(default=(), max_length=16)
     rules: tuple[RuleSpec, ...] = Field(default=(), max_length=64)
     silences: tuple[SilenceSpec, ...] = Field(default=(), max_length=64)

@@ -5,6 +5,7 @@ A statistic below its minimum sample is ``no_data``, never "fine". Limits come f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -14,12 +15,13 @@ from scipy import special
 from monitor.binning import NumericBins
 from monitor.budget import Levels, benjamini_hochberg
 from monitor.calibration import QUALITY_RATES, RATES, Null, rate_counts
+from monitor.canary import Answer, Canary
 from monitor.decomposition import moved
 from monitor.mmd import Finding, find
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
 from monitor.rules import Measured
-from monitor.wire import Performance, Verdict, VerdictKind
+from monitor.wire import Performance, Verdict, VerdictKind, VerdictStatus
 
 MIN_VALUES: Final = (
     50  # from here on the null laws of PSI and KS were measured, with up to 20 groups
@@ -30,6 +32,12 @@ MIN_LABELLED: Final = 100
 LEAST_RATE: Final = 0.005
 # A little more missing, or some new categories (a route that opens), is how traffic changes. A pipeline fault is a jump.
 QUALITY_JUMP: Final[dict[str, float]] = {"missing": 0.05, "unseen": 0.25}
+LOG_LARGEST: Final = math.log(1e300)  # beyond it an e-value is shown as this
+_ANSWERS: Final[dict[Answer, tuple[VerdictStatus, str]]] = {
+    "worse": ("breach", "worse"),
+    "not_worse": ("ok", "not worse within margin"),
+    "unknown": ("no_data", "not yet known"),
+}
 _SMALLEST_P: Final = 1e-300  # below it floats lose their meaning; shown as this
 
 
@@ -104,6 +112,30 @@ def judge_performance(
             evidence={"reference": p, "labelled": n, "predictions": performance.predictions},
         )
     ]
+
+
+def compared(canary: Canary, baseline: str) -> Verdict:
+    """What is known of a version beside an older one: worse is a breach, not worse within the margin is ``ok``, and else it is not yet known."""
+    known = canary.known
+    status, words = _ANSWERS[known.answer]
+    return Verdict(
+        kind="canary",
+        feature=PREDICTION,
+        statistic="more_errors",
+        status=status,
+        value=known.difference,
+        limit=None,
+        p_value=None,
+        n=known.new_n,
+        evidence={
+            "answer": words,
+            "compared_with": baseline,
+            "its_labels": known.old_n,
+            "margin": canary.margin,
+            "e_value": math.exp(min(known.log_e_worse, LOG_LARGEST)),
+            **({} if known.decided_after is None else {"decided_after": known.decided_after}),
+        },
+    )
 
 
 def means(reference: Reference, segment: str, profile: Profile) -> Iterator[Measured]:

@@ -20,12 +20,11 @@ from monitor.errors import IncompatibleError
 from monitor.profile import Profile
 from monitor.reference import Reference
 from monitor.sequential import EDetector, EDetectorConfig, Shifts, mean_tolerance
-from monitor.verdicts import kind_of
+from monitor.verdicts import LOG_LARGEST, kind_of
 from monitor.wire import Verdict
 
 # Events: the mean of fewer says nothing, and their weight is lost with little harm.
 MIN_PANE: Final = 5
-_LOG_LARGEST: Final = math.log(1e300)  # beyond it an e-value is shown as this
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -103,7 +102,7 @@ class MeanWatch:
             "reference_mean": float(found.before[i]) * unit + zero,
         }
         if isinstance(found, Shifts):
-            evidence["e_value"] = math.exp(min(float(found.log_e[i]), _LOG_LARGEST))
+            evidence["e_value"] = math.exp(min(float(found.log_e[i]), LOG_LARGEST))
         return Verdict(
             kind=kind_of(name),
             feature=name,

@@ -4,6 +4,9 @@ Only final windows are judged, each once and in order: the first labels of a win
 series of windows is one value with the offset of the last message in it. A message writes one value, and messages come in order, so one at or below the
 highest of these offsets (the *fence*) is known. What is no performance window goes to the dead letters.
 
+A version that serves beside older ones is compared with the oldest of them in the windows that both have, of the smallest size
+(``monitor.canary``): each window's message says what the other versions had there.
+
 A bounded number of versions is followed. Measures of two versions do not add up, so there is no ``__other__`` here: windows of further versions are stored
 and shown, but not judged. A new version takes the place of the one that was silent for longest, if that is a day or more.
 """
@@ -11,7 +14,7 @@ and shown, but not judged. A new version takes the place of the one that was sil
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,13 +23,14 @@ from typing_extensions import override
 
 from monitor import wire
 from monitor.budget import Levels
+from monitor.canary import Canary, Rates
 from monitor.detectors import ErrorStream, ErrorStreamConfig
 from monitor.errors import IncompatibleError
 from monitor.panes import MAX_VERSIONS
 from monitor.reference import Reference
 from monitor.rules import Place, apply
 from monitor.spec import ModelSpec
-from monitor.verdicts import judge_performance, measures
+from monitor.verdicts import compared, judge_performance, measures
 from monitor.versions import Places
 from streams.registry import Lookup
 from streams.stage import Noted, Output, Stage, Step, dead_letter, read
@@ -41,15 +45,21 @@ class _Stored(msgspec.Struct, array_like=True):
     offset: int
     start_ms: int
     detector: bytes
+    first_ms: int = -(2**62)  # not known to the release before: older than all
+    baseline: str = ""
+    canary: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Frozen, but for the detector, which remembers."""
+    """Frozen, but for the detector and the comparison, which remember. ``first_ms``: start of its first window, ``baseline``: whom it is compared with."""
 
     offset: int
     start_ms: int
     detector: ErrorStream | None  # None: of another release, and so to start anew
+    first_ms: int
+    baseline: str = ""
+    canary: Canary | None = None
 
 
 class PerformanceStage(Stage):
@@ -80,8 +90,14 @@ class PerformanceStage(Stage):
         for key, value in table:
             if key.startswith(_SERIES):
                 stored = msgspec.msgpack.decode(wire.unpack(value), type=_Stored)
-                detector = _restored(stored.detector)
-                held[stored.key] = _Series(stored.offset, stored.start_ms, detector)
+                held[stored.key] = _Series(
+                    stored.offset,
+                    stored.start_ms,
+                    _restored(stored.detector),
+                    stored.first_ms,
+                    stored.baseline,
+                    _restored_canary(stored.canary),
+                )
         self._fences[partition] = max((series.offset for series in held.values()), default=_NEVER)
 
     @override
@@ -109,13 +125,28 @@ class PerformanceStage(Stage):
         if given_up is None:
             self.overflow["versions"] += window.predictions
             return
-        series = held.get(key, _Series(offset, _BEFORE, None))
+        series = held.get(key, _Series(offset, _BEFORE, None, window.start_ms))
         verdicts, detector = _judged(window, model.spec, model.reference, series)
+        found, baseline, canary = _compared(window, model.spec, held, series)
+        verdicts += found
+        if model.spec.rules:
+            place = Place(window.version, window.segment, window.size_ms)
+            measured = measures(window, model.reference)
+            verdicts = apply(model.spec.rules, place, verdicts, measured)
         start_ms = max(window.start_ms, series.start_ms)
         for old in given_up:
             del held[old]
-        held[key], self._fences[partition] = _Series(offset, start_ms, detector), offset
-        stored = _Stored(key, offset, start_ms, detector.snapshot())
+        held[key] = _Series(offset, start_ms, detector, series.first_ms, baseline, canary)
+        self._fences[partition] = offset
+        stored = _Stored(
+            key,
+            offset,
+            start_ms,
+            detector.snapshot(),
+            series.first_ms,
+            baseline,
+            b"" if canary is None else canary.snapshot(),
+        )
         yield Step(
             outputs=(self._output(window, model.spec, verdicts),) if verdicts else (),
             writes=(
@@ -179,10 +210,48 @@ def _judged(
     # A corrected window is judged anew, but the detector saw it already.
     if window.start_ms > series.start_ms:
         verdicts += _watch(detector, window)
-    if spec.rules:
-        place = Place(window.version, window.segment, window.size_ms)
-        verdicts = apply(spec.rules, place, verdicts, measures(window, reference))
     return verdicts, detector
+
+
+def _compared(
+    window: wire.Performance,
+    spec: ModelSpec,
+    held: Mapping[SeriesKey, _Series],
+    series: _Series,
+) -> tuple[list[wire.Verdict], str, Canary | None]:
+    """What the comparison with the oldest version beside this one says, with whom, and its state."""
+    baseline = _baseline(window, spec, held, series)
+    if baseline is None:
+        return [], series.baseline, series.canary
+    canary = series.canary
+    wanted = spec.canary.error_rate, spec.canary.margin
+    if (
+        canary is None
+        or series.baseline != baseline
+        or (canary.error_rate, canary.margin) != wanted
+    ):
+        canary = Canary(*wanted)
+    if window.start_ms > series.start_ms:
+        canary.update(Rates(*window.peers[baseline], window.labelled, window.errors))
+    return [compared(canary, baseline)], baseline, canary
+
+
+def _baseline(
+    window: wire.Performance,
+    spec: ModelSpec,
+    held: Mapping[SeriesKey, _Series],
+    series: _Series,
+) -> str | None:
+    """The version that was first, of those in this window; ``None`` if it is this one. Of two that began together it is the first by name."""
+    if window.segment or window.size_ms != min(spec.windows.sizes):
+        return None
+    ages = {window.version: series.first_ms}
+    for version in window.peers:
+        key = (window.model, version, "", window.size_ms)
+        # One that is not followed yet has its first message here, behind this one.
+        ages[version] = held[key].first_ms if key in held else window.start_ms
+    oldest = min(ages, key=lambda version: (ages[version], version))
+    return None if oldest == window.version else oldest
 
 
 def _config(reference: Reference, level: float) -> ErrorStreamConfig:
@@ -198,6 +267,13 @@ def _config(reference: Reference, level: float) -> ErrorStreamConfig:
 def _restored(snapshot: bytes) -> ErrorStream | None:
     try:
         return ErrorStream.restore(snapshot)
+    except IncompatibleError:
+        return None
+
+
+def _restored_canary(snapshot: bytes) -> Canary | None:
+    try:
+        return Canary.restore(snapshot) if snapshot else None
     except IncompatibleError:
         return None
 

@@ -177,6 +177,55 @@ def test_a_window_without_labels_says_nothing_and_is_remembered() -> None:
     assert len(step.writes) == 1
 
 
+def beside(runner: Runner, hours: range, *, of_new: float, restart: bool = False) -> None:
+    """Versions 7 and 8 side by side, with 400 labels an hour each: 7 as accurate as ever, 8 by ``of_new``."""
+    offset = 2 * hours.start
+    for hour in hours:
+        old, new = (round(400 * (1 - accuracy)) for accuracy in (USUAL, of_new))
+        feeds = [("7", USUAL, {"8": (400, new)}), ("8", of_new, {"7": (400, old)})]
+        for version, accuracy, peers in feeds:
+            size = {"size_ms": 60_000, "start_ms": START + hour * 60_000}
+            runner.feed(offset, window(hour, accuracy, version=version, peers=peers, **size))
+            offset += 1
+            if restart:
+                runner.start()
+
+
+def answers(runner: Runner) -> list[tuple[str, str]]:
+    return [
+        (m.version, str(v.evidence["answer"]))
+        for m in runner.said
+        for v in m.verdicts
+        if v.kind == "canary"
+    ]
+
+
+def test_a_newer_version_is_compared_with_the_older_one_beside_it() -> None:
+    runner = Runner()
+    runner.feed(0, window(0, size_ms=60_000, start_ms=START - 60_000))  # 7 was there before
+    beside(runner, range(1, 40), of_new=USUAL - 0.1)
+    said = answers(runner)
+    assert {version for version, _ in said} == {"8"}
+    assert (said[0][1], said[-1][1]) == ("not yet known", "worse")
+    (verdict,) = [v for v in runner.said[-1].verdicts if v.kind == "canary"]
+    assert verdict.status == "breach"
+    assert verdict.evidence["compared_with"] == "7"
+    assert verdict.value == pytest.approx(0.1, abs=0.01)
+    equal = Runner()
+    beside(equal, range(1, 60), of_new=USUAL)
+    assert answers(equal)[-1] == ("8", "not worse within margin")
+
+
+def test_a_comparison_survives_restarts_and_is_of_the_smallest_windows() -> None:
+    whole, cut = Runner(), Runner()
+    for runner in (whole, cut):
+        beside(runner, range(1, 20), of_new=USUAL - 0.1, restart=runner is cut)
+    assert cut.said == whole.said
+    before = len(answers(whole))
+    whole.feed(1_000, window(500, version="8", peers={"7": (400, 80)}))  # of an hour
+    assert len(answers(whole)) == before
+
+
 def test_series_do_not_see_each_other() -> None:
     runner = Runner()
     places = [(segment, version) for segment in ("", "carrier=UA") for version in ("7", "8")]
