@@ -137,7 +137,7 @@ _KINDS: Final = {
     "prediction_drift": "has moved away from the reference",
     "concept_drift": "errs more often than before",
     "performance": "has got worse",
-    "service": "is served worse",
+    "service": "has changed",
     "no_data": "gives no data",
     "canary": "does worse than the version beside it",
 }

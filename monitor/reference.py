@@ -25,6 +25,7 @@ from monitor.counting import Grouping
 from monitor.errors import ConfigError, IncompatibleError
 from monitor.estimation import Meaning
 from monitor.labelled import LabelCount, Tolerance
+from monitor.latency import cut_latency
 from monitor.mmd import MmdNull, Spectrum, calibrate_vectors
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile
 from monitor.raw import finite_values
@@ -338,7 +339,10 @@ class _Draft:
             _tally(counts, columns.segment_values(dimension))
 
     def layout(self) -> Layout:
-        bins: dict[str, Bins] = {name: sample.cut() for name, sample in self._numeric.items()}
+        bins: dict[str, Bins] = {
+            name: (cut_latency if name == LATENCY else binning.cut_numeric)(sample.values())
+            for name, sample in self._numeric.items()
+        }
         bins |= {name: binning.cut_categorical(counts) for name, counts in self._categories.items()}
         # The name is the seed of the directions: the same reference gives the same map.
         maps = {name: s.bins(zlib.crc32(name.encode())) for name, s in self._vectors.items()}
@@ -389,9 +393,9 @@ class _Sample:
         self._low, self._high = min(self._low, values.min()), max(self._high, values.max())
         self._values.add(values)
 
-    def cut(self) -> binning.NumericBins:
+    def values(self) -> Floats:
         ends = [self._low, self._high] if self._values.stride > 1 else []
-        return binning.cut_numeric(np.concatenate((self._values.rows, ends)))
+        return np.concatenate((self._values.rows, ends))
 
 
 class _Count:
