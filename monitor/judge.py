@@ -6,7 +6,7 @@ verdicts come at one pace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -18,7 +18,7 @@ from monitor.profile import Profile
 from monitor.reference import Reference
 from monitor.rules import Measured, Place, apply
 from monitor.spec import ModelSpec
-from monitor.verdicts import judge_pane, judge_window, means
+from monitor.verdicts import judge_pane, judge_window, means, requests
 from monitor.watch import MeanWatch
 
 
@@ -90,9 +90,17 @@ class Judge:
         if size_ms == min(self._spec.windows.sizes):
             verdicts += self._alarms.values()
             self._alarms = {}
-        measured = means(self._reference, self._key.segment, profile) if whole else []
+        measured = self._measured(self._reference, profile, size_ms, whole)
         verdicts = self._under_rules(size_ms, verdicts, measured)
         return self._verdicts("window", start_ms, size_ms, profile.n, verdicts)
+
+    def _measured(
+        self, reference: Reference, profile: Profile, size_ms: int, whole: bool
+    ) -> Iterator[Measured]:
+        """What only a rule asks for; nothing of it is worked out where there are no rules."""
+        if whole:
+            yield from means(reference, self._key.segment, profile)
+        yield from requests(reference, self._key.segment, profile, size_ms=size_ms, whole=whole)
 
     def _under_rules(
         self, size_ms: int, verdicts: list[wire.Verdict], measured: Iterable[Measured] = ()

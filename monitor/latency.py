@@ -32,15 +32,16 @@ _MIDDLES_MS: Final = 2 * EDGES_MS[:-1] * EDGES_MS[1:] / (EDGES_MS[:-1] + EDGES_M
 _SHOWN_MS: Final = np.concatenate((EDGES_MS[:1], _MIDDLES_MS, EDGES_MS[-1:]))
 
 
+PERCENTS: Final = (50, 95, 99)
+CELLS: Final = len(_SHOWN_MS)  # no other bins of a number are as many, so counts are known by it
+
+
 class Percentiles(NamedTuple):
     """Latency that 50, 95 and 99 % of the requests do not exceed, in milliseconds."""
 
     p50: float
     p95: float
     p99: float
-
-
-_PERCENTS: Final = np.array([50, 95, 99])
 
 
 def cut_latency(values: Floats) -> NumericBins:
@@ -70,10 +71,10 @@ def percentiles(profile: Profile) -> Percentiles | None:
 
 
 def percentiles_of(counts: Ints) -> Percentiles | None:
-    """The same of ``(454,)`` counts in the bins of ``EDGES_MS``; ``None`` where all are 0."""
+    """The same of ``(CELLS,)`` counts in the bins of ``EDGES_MS``; ``None`` where all are 0."""
     reached = np.cumsum(counts)
     n = int(reached[-1])
     if n == 0:
         return None
-    ranks = -(-n * _PERCENTS // 100)
+    ranks = [-(-n * percent // 100) for percent in PERCENTS]
     return Percentiles(*_SHOWN_MS[np.searchsorted(reached, ranks)].tolist())

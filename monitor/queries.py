@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from monitor.estimation import PREFIX
+from monitor.latency import CELLS
+from monitor.profile import LATENCY
 
 MAX_HOLES: Final = 100  # of one source partition
 
@@ -45,6 +47,11 @@ SELECT version, segment, size_ms, {_START}, sum(n) AS n, sum(errors) AS errors,
 FROM windows FINAL LEFT JOIN ({_PUBLISHED}) AS p USING (bins_id)
 WHERE feature = '' AND {_WHERE}
 GROUP BY version, segment, size_ms, start {_NEWEST}"""  # noqa: S608 - constants
+# Counts of the latency, late contributions included. The bins of all references are the same, so they add up, but for those of older releases.
+LATENCIES: Final = f"""
+SELECT version, segment, size_ms, {_START}, sumForEach(windows.counts) AS counts
+FROM windows FINAL WHERE feature = '{LATENCY}' AND length(windows.counts) = {CELLS} AND {_WHERE}
+GROUP BY version, segment, size_ms, start"""  # noqa: S608 - constants
 FEATURE: Final = f"""
 SELECT {{feature:String}} AS feature, {_START}, sum(w.n) AS n, sum(w.missing) AS missing, sum(w.nan) AS nan,
   sum(w.pos_inf) AS pos_inf, sum(w.neg_inf) AS neg_inf, sum(w.wrong_type) AS wrong_type,

@@ -50,11 +50,17 @@ FROM_REFERENCE: Final = (
     "out_of_range",
     "off_grid",
     "mean",
+    "latency_p50",
+    "latency_p95",
+    "latency_p99",
+    "request_error_rate",
     "accuracy",
     "error_rate",
 )
+# Statistics of which it has none.
 METRICS: Final = (
     "balanced_accuracy",
+    "requests",
     "precision",
     "recall",
     "fpr",

@@ -14,10 +14,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
+from msgspec.structs import replace
 
 from monitor import clickhouse, queries
 from monitor.bookings import Bookings
 from monitor.clickhouse import ClickHouse
+from monitor.latency import CELLS, percentiles_of
 from monitor.ledger import Ledger, Stored, balance
 from monitor.profile import Layout
 from monitor.settings import ClickHouseSettings
@@ -33,6 +35,7 @@ FOREVER_MS: Final = (
 )
 MAX_OPENED: Final = 10_000
 PERIOD_MS: Final = 30 * 86_400_000
+_PLACE: Final = ("version", "segment", "size_ms", "start_ms")
 
 
 class ModelRow(msgspec.Struct, frozen=True):
@@ -52,6 +55,7 @@ class WindowRow(msgspec.Struct, frozen=True):
     """A stored window: its events, those with an error, and how many late batches were added.
 
     Where the reference changed in it, ``binnings`` is above 1 and ``bins_id`` is the newest; the events are all of them.
+    The percentiles of the latency (``monitor.latency``) are in milliseconds, ``None`` where none was sent.
     """
 
     version: str
@@ -63,6 +67,9 @@ class WindowRow(msgspec.Struct, frozen=True):
     contributions: int
     bins_id: str
     binnings: int = 1
+    latency_p50: float | None = None
+    latency_p95: float | None = None
+    latency_p99: float | None = None
 
 
 class FeatureRow(msgspec.Struct, frozen=True):
@@ -235,11 +242,9 @@ class Store:
         limit: int = 500,
     ) -> list[WindowRow]:
         """Windows that start in ``[from_ms, to_ms)``, newest first."""
-        return self._read(
-            list[WindowRow],
-            queries.WINDOWS,
-            _scope(model, version, segment, size_ms, from_ms, to_ms, limit),
-        )
+        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit)
+        rows = self._read(list[WindowRow], queries.WINDOWS, scope)
+        return self._with_latency(rows, scope) if rows else []
 
     def feature(
         self,
@@ -414,6 +419,23 @@ class Store:
         held = self.bookings.held()
         stored = self._read(list[Stored], queries.STORED, {})[0]
         return balance(booked, stored, held=held, drained=drained)
+
+    def _with_latency(self, rows: list[WindowRow], scope: dict[str, object]) -> list[WindowRow]:
+        """The rows and their percentiles, of which the database reads no more than the times of these rows."""
+        starts = [row.start_ms for row in rows]
+        scope = {**scope, "from_ms": min(starts), "to_ms": max(starts) + 1}
+        found = self.link.arrow(queries.LATENCIES, scope)
+        places = zip(*(found.column(name).to_pylist() for name in _PLACE), strict=True)
+        counts = found.column("counts").combine_chunks().flatten().to_numpy().reshape(-1, CELLS)
+        known = dict(zip(places, map(percentiles_of, counts), strict=True))
+        told = []
+        for row in rows:
+            its = known.get((row.version, row.segment, row.size_ms, row.start_ms))
+            times = (
+                {} if its is None else {f"latency_{name}": ms for name, ms in its._asdict().items()}
+            )
+            told.append(replace(row, **times))
+        return told
 
     def _read(
         self, kind: type[T], query: str, parameters: Mapping[str, object], **decode: Any

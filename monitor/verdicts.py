@@ -17,6 +17,7 @@ from monitor.budget import Levels, benjamini_hochberg
 from monitor.calibration import QUALITY_RATES, RATES, Null, rate_counts
 from monitor.canary import Answer, Canary
 from monitor.decomposition import moved
+from monitor.latency import PERCENTS, percentiles
 from monitor.mmd import Finding, find
 from monitor.profile import LATENCY, PREDICTION, SCORE, Field, Profile
 from monitor.reference import Reference
@@ -27,6 +28,7 @@ MIN_VALUES: Final = (
     50  # from here on the null laws of PSI and KS were measured, with up to 20 groups
 )
 MIN_RATE: Final = 5
+MIN_BEYOND: Final = 5  # values above a percentile: of fewer it is the luck of the slowest request
 MIN_LABELLED: Final = 100
 # Of millions of events a tenth of a percent is significant, and nobody's night: below 1 in 200 more than usual nothing is a breach.
 LEAST_RATE: Final = 0.005
@@ -146,6 +148,33 @@ def means(reference: Reference, segment: str, profile: Profile) -> Iterator[Meas
             known, usual, _ = reference.profiles[segment].moments(f.name)
             before = usual if known else None
             yield Measured(kind_of(f.name), f.name, "mean", mean, before, n, MIN_VALUES)
+
+
+def requests(
+    reference: Reference, segment: str, profile: Profile, *, size_ms: int, whole: bool
+) -> Iterator[Measured]:
+    """How a window was served: percentiles of the latency in ms, share of requests with an error and, of a window that is ``whole``, requests a second.
+
+    The requests of a second have no usual value: a reference may be a sample of its time.
+    """
+    past = reference.profiles[segment]
+    found, usual = percentiles(profile), percentiles(past)
+    n = 0 if found is None else int(profile.counts(LATENCY).sum())
+    for i, percent in enumerate(PERCENTS):
+        least = max(MIN_VALUES, 100 * MIN_BEYOND // (100 - percent))
+        yield Measured(
+            kind="service",
+            feature=LATENCY,
+            statistic=f"latency_p{percent}",
+            value=0.0 if found is None else found[i],
+            usual=None if usual is None else usual[i],
+            n=n,
+            least=least,
+        )
+    share, before = profile.errors / max(profile.n, 1), past.errors / max(past.n, 1)
+    yield Measured("service", "", "request_error_rate", share, before, profile.n, MIN_VALUES)
+    if whole:
+        yield Measured("service", "", "requests", 1000 * profile.n / size_ms, None, profile.n, 1)
 
 
 def measures(performance: Performance, reference: Reference) -> Iterator[Measured]:

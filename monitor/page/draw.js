@@ -131,12 +131,15 @@ function range(values) {
 export function bins(shown) {
   const share = (counts) => { const sum = counts.reduce((a, b) => a + b, 0) || 1; return counts.map((c) => c / sum); };
   const now = share(shown.counts), then = share(shown.reference);
-  const count = Math.max(now.length, then.length), top = Math.max(...now, ...then) || 1;
+  const top = Math.max(...now, ...then) || 1;
+  // Those of a latency reach from microseconds to minutes: what is empty at both ends is left out.
+  const filled = [...Array(Math.max(now.length, then.length)).keys()].filter((i) => now[i] || then[i]);
+  const first = filled[0] ?? 0, count = (filled.at(-1) ?? 0) + 1 - first;
   const width = Math.max(6, Math.min(40, Math.floor(1040 / count))), height = 150;
   const chart = svg("svg", { width: count * width + 10, height: height + 6, role: "img", "aria-label": `Distribution of ${shown.feature}` });
-  for (let i = 0; i < count; i++) {
+  for (let i = first; i < first + count; i++) {
     const says = `${binName(shown, i)}: ${((now[i] ?? 0) * 100).toFixed(1)} %, reference ${((then[i] ?? 0) * 100).toFixed(1)} %`;
-    const bar = (value, place, wide, kind) => svg("rect", { class: kind, x: i * width + place, width: wide, y: height - (value / top) * height, height: (value / top) * height }, svg("title", {}, says));
+    const bar = (value, place, wide, kind) => svg("rect", { class: kind, x: (i - first) * width + place, width: wide, y: height - (value / top) * height, height: (value / top) * height }, svg("title", {}, says));
     chart.append(bar(then[i] ?? 0, 0, width - 2, "c1"), bar(now[i] ?? 0, width * 0.25, Math.max(2, width * 0.5 - 2), "v1"));
   }
   return chart;

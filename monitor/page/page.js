@@ -4,6 +4,14 @@ import { bins, duration, el, empty, heatLegend, heatMap, lines, number, table, t
 
 const EVERY_MS = 5000;
 const STATISTICS = ["psi", "ks", "missing", "wrong_type", "non_finite", "off_grid", "unseen", "out_of_range"];
+// What a window says of its requests: words, and the value of a row.
+const SERVICE = {
+  latency_p50: ["latency p50, ms", (row) => row.latency_p50],
+  latency_p95: ["latency p95, ms", (row) => row.latency_p95],
+  latency_p99: ["latency p99, ms", (row) => row.latency_p99],
+  requests: ["requests per second", (row) => (1000 * row.n) / row.size_ms],
+  request_error_rate: ["request error rate", (row) => row.errors / row.n],
+};
 const CAUSES = {
   pipeline_fault: "Pipeline fault", benign_shift: "Benign shift", drift: "Drift", concept_drift: "Concept drift",
   bad_release: "Bad release", outage: "Outage", unknown: "Unknown cause",
@@ -129,6 +137,17 @@ async function performance(model) {
   $("performance").replaceChildren(series.length ? lines(series, { label: `${metric} by version over time` }) : empty("No labels have come yet."));
 }
 
+async function service(model) {
+  const [words, value] = SERVICE[options("service", Object.keys(SERVICE), (name) => SERVICE[name][0])];
+  const { items } = await ask(`${modelPath(model.model)}/windows`, { size_ms: $("size").value });
+  const rows = items.filter((row) => row.n > 0 && value(row) !== null).sort((a, b) => a.start_ms - b.start_ms);
+  const series = [...new Set(rows.map((row) => row.version))].sort().map((version) => ({
+    name: `version ${version}`,
+    points: rows.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, y: value(row), note: `${number(row.n)} requests` })),
+  }));
+  $("requests").replaceChildren(series.length ? lines(series, { label: `${words} by version over time` }) : empty("No window has it yet."));
+}
+
 function ledger(report) {
   const count = (name, words = name) => [words, (row) => number(row[name]), "n"];
   const columns = [["Partition", (row) => row.partition], ["Offsets", (row) => (row.end === undefined ? "" : `${number(row.start)} – ${number(row.end)}`)], count("events"), count("on_time", "on time"), count("late"),
@@ -155,6 +174,7 @@ async function draw() {
   ledger(report);
   await drift(model);
   await performance(model);
+  await service(model);
   $("status").textContent = `updated ${new Date().toISOString().slice(11, 19)} UTC`;
 }
 
@@ -178,7 +198,7 @@ async function refresh() {
   if (again) refresh();
 }
 
-for (const id of ["model", "statistic", "size", "version", "metric"]) {
+for (const id of ["model", "statistic", "size", "version", "metric", "service"]) {
   $(id).addEventListener("change", (event) => choose(id, event.target.value));
 }
 $("login").addEventListener("submit", (event) => {

@@ -106,6 +106,14 @@ def test_no_evidence_fits_two_rows_and_retrain_is_never_advised_on_faults() -> N
             "the score of flight-delay 7 has moved away from the reference (adwin) since 13 May 00:00",
         ),
         (
+            evidence("service", "$latency_ms", "ks", 0.3, 0.1),
+            "the latency of flight-delay 8 has changed: ks 0.3 since 13 May 00:00 (limit 0.1)",
+        ),
+        (
+            evidence("service", "", "requests", 12.34, 50.0),
+            "flight-delay 8 has changed: requests 12.3 since 13 May 00:00 (limit 50)",
+        ),
+        (
             evidence("no_data", "", "silence", None, None),
             "flight-delay 8 gives no data (silence) since 13 May 00:00",
         ),

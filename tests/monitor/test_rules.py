@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from monitor.columns import Columns
 from monitor.errors import ConfigError
 from monitor.judge import Judge
 from monitor.panes import SeriesKey
+from monitor.reference import Reference, build
 from monitor.rules import Measured, Place, apply
 from monitor.spec import ModelSpec, RuleSpec, parse_spec
 from monitor.wire import Verdict, VerdictStatus
@@ -130,6 +132,7 @@ def test_a_rule_from_the_reference_says_nothing_where_that_has_no_value() -> Non
         ({"statistic": "p99", "above": 100}, "name a statistic"),
         ({"statistic": "psi", "times": 2}, "counts from the reference"),
         ({"statistic": "f1", "falls_by": 0.1}, "counts from the reference"),
+        ({"statistic": "requests", "times": 2}, "counts from the reference"),
         ({"statistic": "missing", "above": float("nan")}, "finite"),
         ({"statistic": "missing", "times": 1}, "greater than 1"),
         ({"features": "wind", "ignore": True}, "Extra inputs"),
@@ -166,6 +169,70 @@ def test_the_judge_of_a_window_goes_by_the_rules() -> None:
     }
     same = [v for v in ruled.verdicts if v not in by_hand]
     assert same == [v for v in plain.verdicts if (v.feature, v.statistic) != ("wind", "psi")]
+
+
+def served(rng: np.random.Generator, n: int, *, slow: float = 1.0, errors: int = 0) -> Columns:
+    """Requests of a day with a latency of 12 ms on average, and some errors."""
+    rows = past(rng, n, span_ms=DAY)
+    rows = rows.append_column("latency_ms", pa.array(slow * rng.gamma(4, 3, n)))
+    failed = ["timeout" if i < errors else None for i in range(n)]
+    return columns(rows.append_column("error", pa.array(failed, pa.string())))
+
+
+SERVED = build(SPEC, lambda: [served(np.random.default_rng(2), 5_000, errors=50)])
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "limit", "status"),
+    [
+        ({"statistic": "latency_p99", "above": 100}, 61.0, 100.0, "ok"),
+        ({"statistic": "latency_p99", "above": 50}, 61.0, 50.0, "breach"),
+        ({"statistic": "latency_p95", "times": 1.5}, 47.0, 35.0, "breach"),
+        ({"statistic": "latency_p50", "rises_by": 20}, 22.5, 31.0, "ok"),
+        ({"statistic": "request_error_rate", "above": 0.05}, 0.03, 0.05, "ok"),
+        ({"statistic": "request_error_rate", "times": 2}, 0.03, 0.02, "breach"),
+        ({"statistic": "requests", "below": 0.1}, 2_000 / 86_400, 0.1, "breach"),
+    ],
+)
+def test_a_limit_by_hand_holds_for_how_requests_are_served(
+    rule: dict[str, Any], value: float, limit: float, status: VerdictStatus
+) -> None:
+    day = profile_of(SERVED, served(np.random.default_rng(3), 2_000, slow=2, errors=60))
+    key = SeriesKey(MODEL, "7", "", SERVED.layout.bins_id)
+    said = Judge(key, with_rules(rule), SERVED).window(START, DAY, day)
+    assert said is not None
+    (found,) = [v for v in said.verdicts if v.statistic == rule["statistic"]]
+    assert (found.kind, found.status) == ("service", status)
+    assert found.value == pytest.approx(value, rel=0.07)
+    assert found.limit == pytest.approx(limit, rel=0.07)
+
+
+def test_a_percentile_of_few_requests_and_the_rate_of_a_part_of_a_window_say_nothing() -> None:
+    every = with_rules(
+        *({"statistic": f"latency_p{p}", "above": 0} for p in (50, 95, 99)),
+        {"statistic": "request_error_rate", "above": 0},
+        {"statistic": "requests", "above": 0},
+    )
+    key = SeriesKey(MODEL, "7", "", SERVED.layout.bins_id)
+
+    def statuses(n: int, *, whole: bool, known: Reference = SERVED) -> dict[str, str]:
+        pane = served(np.random.default_rng(4), n, errors=1)
+        day = profile_of(known, pane)
+        said = Judge(key, every, known).window(START, DAY, day, whole=whole)
+        assert said is not None
+        wanted = {rule.statistic for rule in every.rules}
+        return {v.statistic: v.status for v in said.verdicts if v.statistic in wanted}
+
+    assert statuses(499, whole=True) == {
+        "latency_p50": "breach", "latency_p95": "breach", "latency_p99": "no_data",
+        "request_error_rate": "breach", "requests": "breach",
+    }  # fmt: skip
+    few = statuses(49, whole=False)
+    assert set(few.values()) == {"no_data"}
+    assert "requests" not in few
+    assert statuses(500, whole=False)["latency_p99"] == "breach"
+    # A reference that has no latencies, or was made by a release that cut them otherwise, promises no percentiles.
+    assert statuses(500, whole=True, known=REFERENCE)["latency_p99"] == "no_data"
 
 
 def test_a_pane_whose_breaches_are_ignored_says_nothing() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 from pydantic import SecretStr
 
 from monitor import clickhouse, store
+from monitor.binning import Floats
 from monitor.clickhouse import Migration, RefusedError, migrations, open_client
+from monitor.columns import Columns, from_batch
 from monitor.errors import ConfigError, TransientError
 from monitor.history import History
+from monitor.latency import percentiles
 from monitor.profile import Profile
-from monitor.reference import Reference
+from monitor.reference import Reference, build
 from monitor.settings import ClickHouseSettings
 from monitor.store import PERIOD_MS, Releases, Store
 from monitor.tables import (
@@ -40,6 +44,7 @@ from monitor.wire import (
 )
 from streams.embedded import clickhouse as endpoint
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from tests.monitor import builders
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, fill
 
 DAYS = 3
@@ -243,6 +248,34 @@ def test_a_late_contribution_adds_to_its_window(
     assert temp.variance == pytest.approx(m2 / n)
     ledger = empty.ledger()
     assert (ledger.total.closed, ledger.total.corrections) == (whole.n, whole.n)
+
+
+def test_a_window_has_the_percentiles_of_all_its_latencies_late_ones_and_another_references_too(
+    empty: Store,
+) -> None:
+    rng = np.random.default_rng(9)
+    chosen, at = builders.spec(), START + 3 * DAY
+
+    def timed(latencies: Floats) -> Columns:
+        rows = builders.past(rng, len(latencies), start_ms=at, span_ms=DAY)
+        return from_batch(rows.append_column("latency_ms", pa.array(latencies)), origin="test")
+
+    samples = [[timed(values)] for values in rng.gamma(4, [[3.0], [9.0]], (2, 900))]
+    old, new = (build(chosen, partial(list, sample)) for sample in samples)
+    assert old.layout.bins_id != new.layout.bins_id
+    slow = 10.0 ** rng.uniform(-3, 6.5, (3, 400))
+    parts = [(old, "", slow[0]), (old, "late", slow[1]), (new, "", slow[2])]
+    for known, contribution, values in parts:
+        profile = builders.profile_of(known, timed(values))
+        _store_window(empty, known, profile, contribution=contribution, start=at)
+    without = builders.profile_of(old, builders.columns(builders.past(rng, 50)))
+    _store_window(empty, old, without, start=at + DAY)
+    none, found = empty.windows(MODEL, size_ms=DAY)
+    assert (none.latency_p50, none.latency_p95, none.latency_p99) == (None, None, None)
+    expected = percentiles(builders.profile_of(old, timed(slow.ravel())))
+    assert found.n == slow.size
+    assert (found.latency_p50, found.latency_p95, found.latency_p99) == expected
+    assert empty.windows(MODEL, size_ms=DAY, limit=1) == [none]
 
 
 def test_the_ledger_counts_each_event_once_though_windows_have_several_sizes(
