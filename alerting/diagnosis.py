@@ -122,14 +122,15 @@ _UNKNOWN: Final = Row(
     "This fits no known pattern: look at the evidence.",
 )  # fmt: skip
 
-# Statistics that are a share of values, as the end of "97 % of values ...".
+# Statistics that are a share, as the end of "97 % of ...".
 _RATES: Final = {
-    "missing": "are missing",
-    "non_finite": "are NaN or infinite",
-    "wrong_type": "have the wrong type",
-    "unseen": "are categories that the reference does not have",
-    "out_of_range": "are outside the reference's range",
-    "off_grid": "are not on the reference's grid",
+    "missing": "values are missing",
+    "non_finite": "values are NaN or infinite",
+    "wrong_type": "values have the wrong type",
+    "unseen": "values are categories that the reference does not have",
+    "out_of_range": "values are outside the reference's range",
+    "off_grid": "values are not on the reference's grid",
+    "request_error_rate": "requests end with an error",
 }
 _KINDS: Final = {
     "data_quality": "breaks its limit",
@@ -172,7 +173,7 @@ def describe(evidence: Evidence) -> str:
     """What one piece of evidence says, such as ``97 % of values are missing (limit 1 %)``."""
     rate = _RATES.get(evidence.statistic)
     if rate is not None and evidence.value is not None:
-        return f"{percent(evidence.value)} of values {rate}{_limit(evidence)}"
+        return f"{percent(evidence.value)} of {rate}{_limit(evidence)}"
     if evidence.kind == "canary" and evidence.value is not None:
         return f"errs {100 * evidence.value:.1f} points more often than the version beside it"
     if evidence.limit is None or evidence.value is None:

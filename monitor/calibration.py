@@ -14,7 +14,7 @@ Blind spot: a season longer than the reference is not in it, so it will be calle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -67,6 +67,7 @@ class Null:
         mean_deff: ``(fields,)`` design effect of the mean, by two standard errors on the safe side.
         rate_counts: ``(fields, rates)`` events of the reference with that defect, as expected in a new window.
         rate_correlation: ``(fields, rates)`` how alike the events of one window are in it; 0 where they are independent.
+        errors: ``(2,)`` the same two numbers of the requests with an error; empty in a reference of a release that did not ask.
     """
 
     m: int
@@ -80,6 +81,7 @@ class Null:
     mean_deff: Floats
     rate_counts: Floats
     rate_correlation: Floats
+    errors: Floats = field(default_factory=lambda: np.empty(0))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form that round-trips exactly."""
@@ -88,6 +90,8 @@ class Null:
             value = getattr(self, name)
             value = value.rows() if isinstance(value, Scatter) else value
             form[name] = value if name == "m" else value.tolist()
+        if not len(self.errors):
+            del form["errors"]  # its hash stays what it was
         return form
 
     @staticmethod
@@ -170,6 +174,18 @@ class Null:
             found = np.asarray(counts)[some].astype(np.float64)
             p[some] = tail_probabilities(n, found, x, self.m, correlation)
         return p
+
+    def error_limit(self, n: int, alpha: float) -> float:
+        """Share of ``n`` requests with an error that is passed with probability ``alpha``; see ``rate_limit``."""
+        count, correlation = self.errors[:1], self.errors[1:]
+        return float(largest_likely(n, count, self.m, correlation, alpha)[0]) / n
+
+    def error_p_value(self, n: int, errors: int) -> float:
+        """Probability of at least ``errors`` of ``n`` requests; NaN where the reference does not know."""
+        if not len(self.errors):
+            return np.nan
+        found, count, correlation = np.array([float(errors)]), self.errors[:1], self.errors[1:]
+        return float(tail_probabilities(n, found, count, self.m, correlation)[0])
 
     def _psi_law(self, n: float | Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """Shape, scale and place of PSI / gap as a gamma (Pearson III); mean and coefficient of variation of PSI."""
@@ -281,6 +297,7 @@ class _Past:
             mean_deff=mean_deff,
             rate_counts=expected,
             rate_correlation=correlation,
+            errors=np.array([float(self._total[1]), _correlation(tiles[:, 1], n)]),
         )
 
     def _at(self, length: int) -> Ints:

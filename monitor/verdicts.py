@@ -30,6 +30,7 @@ MIN_VALUES: Final = (
 MIN_RATE: Final = 5
 MIN_BEYOND: Final = 5  # values above a percentile: of fewer it is the luck of the slowest request
 MIN_LABELLED: Final = 100
+REQUEST_ERRORS: Final = "request_error_rate"
 # Of millions of events a tenth of a percent is significant, and nobody's night: below 1 in 200 more than usual nothing is a breach.
 LEAST_RATE: Final = 0.005
 # A little more missing, or some new categories (a route that opens), is how traffic changes. A pipeline fault is a jump.
@@ -153,7 +154,7 @@ def means(reference: Reference, segment: str, profile: Profile) -> Iterator[Meas
 def requests(
     reference: Reference, segment: str, profile: Profile, *, size_ms: int, whole: bool
 ) -> Iterator[Measured]:
-    """How a window was served: percentiles of the latency in ms, share of requests with an error and, of a window that is ``whole``, requests a second.
+    """How a window was served: percentiles of the latency in ms, the share of requests with an error where nobody else judges it, and of a ``whole`` window requests a second.
 
     The requests of a second have no usual value: a reference may be a sample of its time.
     """
@@ -171,8 +172,10 @@ def requests(
             n=n,
             least=least,
         )
-    share, before = profile.errors / max(profile.n, 1), past.errors / max(past.n, 1)
-    yield Measured("service", "", "request_error_rate", share, before, profile.n, MIN_VALUES)
+    null = reference.nulls.get(segment, {}).get(size_ms)
+    if null is None or not (profile.errors and len(null.errors)):  # else it has its limit
+        share, before = (p.errors / max(p.n, 1) for p in (profile, past))
+        yield Measured("service", "", REQUEST_ERRORS, share, before, profile.n, MIN_RATE)
     if whole:
         yield Measured("service", "", "requests", 1000 * profile.n / size_ms, None, profile.n, 1)
 
@@ -266,38 +269,65 @@ def _judge_rates(
     *,
     breaches_only: bool = False,
 ) -> list[Verdict]:
-    """One family; told where the defect occurs: the rest is zero, which no limit is below. A limit costs more than its p-value."""
+    """One family; told where the defect occurs: the rest is zero, which no limit is below. A limit costs more than its p-value.
+
+    The errors of requests belong to it, unless only breaches of panes are wanted.
+    """
     n = profile.n
     if n < MIN_RATE:
         return [_no_data("", "rates", n, kind="data_quality")]
     counts = rate_counts(profile.layout, profile.vector)
     counts[:, len(names) :] = 0
-    if not counts.any():
+    errors = 0 if breaches_only or not len(null.errors) else profile.errors
+    if not (counts.any() or errors):
         return []
     p = null.rate_p_values(n, counts)
-    alpha = benjamini_hochberg(p[:, : len(names)], level)
+    error_p = np.nan if breaches_only else null.error_p_value(n, profile.errors)
+    alpha = benjamini_hochberg(np.append(p[:, : len(names)], error_p), level)
     told = (p <= alpha) & (counts > 0) if breaches_only else counts > 0
     limits = null.rate_limit(n, alpha, where=told)
     verdicts = []
     for i, j in zip(*np.nonzero(told), strict=True):
         f = profile.layout.fields[i]
         usual = float(null.rate_counts[i, j]) / null.m
-        rate = float(counts[i, j]) / n
-        limit = min(max(float(limits[i, j]), usual + LEAST_RATE), 1.0)
-        verdicts.append(
-            Verdict(
-                kind=_rate_kind(f.name, names[j], rate - usual),
-                feature=f.name,
-                statistic=names[j],
-                status="breach" if rate > limit else "ok",
-                value=rate,
-                limit=limit,
-                p_value=_p(float(p[i, j])),
-                n=n,
-                evidence={"reference": usual, **_unseen(profile, f, names[j])},
-            )
-        )
+        rate = _Rate(int(counts[i, j]), n, usual, float(limits[i, j]), float(p[i, j]))
+        kind = _rate_kind(f.name, names[j], rate.value - usual)
+        verdicts.append(rate.verdict(kind, f.name, names[j], _unseen(profile, f, names[j])))
+    if errors:
+        usual = float(null.errors[0]) / null.m
+        rate = _Rate(errors, n, usual, null.error_limit(n, alpha), error_p)
+        verdicts.append(rate.verdict("service", "", REQUEST_ERRORS, {}))
     return verdicts
+
+
+class _Rate(NamedTuple):
+    """A share of the events of a window, and what is usual."""
+
+    found: int
+    n: int
+    usual: float
+    likely: float  # passed by chance no more often than the level says
+    p_value: float
+
+    @property
+    def value(self) -> float:
+        return self.found / self.n
+
+    def verdict(
+        self, kind: VerdictKind, feature: str, statistic: str, more: dict[str, str]
+    ) -> Verdict:
+        limit = min(max(self.likely, self.usual + LEAST_RATE), 1.0)
+        return Verdict(
+            kind=kind,
+            feature=feature,
+            statistic=statistic,
+            status="breach" if self.value > limit else "ok",
+            value=self.value,
+            limit=limit,
+            p_value=_p(self.p_value),
+            n=self.n,
+            evidence={"reference": self.usual, **more},
+        )
 
 
 def _rate_kind(field: str, rate: str, jump: float) -> VerdictKind:

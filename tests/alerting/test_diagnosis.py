@@ -110,6 +110,10 @@ def test_no_evidence_fits_two_rows_and_retrain_is_never_advised_on_faults() -> N
             "the latency of flight-delay 8 has changed: ks 0.3 since 13 May 00:00 (limit 0.1)",
         ),
         (
+            evidence("service", "", "request_error_rate", 0.125, 0.021),
+            "flight-delay 8: 12 % of requests end with an error since 13 May 00:00 (limit 2.1 %)",
+        ),
+        (
             evidence("service", "", "requests", 12.34, 50.0),
             "flight-delay 8 has changed: requests 12.3 since 13 May 00:00 (limit 50)",
         ),

@@ -338,3 +338,26 @@ def test_two_equal_categories_of_a_short_reference_keep_a_law_at_every_window_si
     assert np.all(np.isfinite(limits))
     assert np.all(np.diff(limits) > 0)
     assert 0 < null.psi_p_values(float(n), np.array([0.5]))[0] < 0.05
+
+
+@pytest.mark.parametrize("bursty", [False, True])
+def test_errors_of_requests_pass_their_limit_as_often_as_the_level_says(bursty: bool) -> None:
+    """600 windows at 1 %: of a right limit more than 20 pass it with a chance of 1e-6. Errors that come in bursts are known to."""
+    rng, n, alpha, passed = np.random.default_rng(11), 500, 0.01, 0
+    layout = Layout({"x": cut_numeric(np.zeros(1))})
+
+    def days(count: int) -> np.ndarray:
+        share = rng.beta(0.5, 24.5, count) if bursty else np.full(count, 0.02)
+        found = np.zeros((count, layout.size), dtype=np.int64)
+        found[:, 0], found[:, 1] = n, rng.binomial(n, share)
+        return found
+
+    for _ in range(6):
+        null = calibrate(layout, days(200), DAY, WINDOWS)[DAY]
+        limit = null.error_limit(n, alpha)
+        passed += int(np.count_nonzero(days(100)[:, 1] / n > limit))
+        at_limit, beyond = (null.error_p_value(n, round(limit * n) + more) for more in (0, 1))
+        assert at_limit > alpha >= beyond
+        assert null.error_p_value(n, 0) == 1.0
+        assert (limit > 0.1) == bursty
+    assert passed <= 20

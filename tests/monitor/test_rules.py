@@ -228,8 +228,9 @@ def test_a_percentile_of_few_requests_and_the_rate_of_a_part_of_a_window_say_not
         "request_error_rate": "breach", "requests": "breach",
     }  # fmt: skip
     few = statuses(49, whole=False)
-    assert set(few.values()) == {"no_data"}
-    assert "requests" not in few
+    assert few.pop("request_error_rate") == "breach"
+    assert few == {f"latency_p{p}": "no_data" for p in (50, 95, 99)}
+    assert "request_error_rate" not in statuses(4, whole=False)
     assert statuses(500, whole=False)["latency_p99"] == "breach"
     # A reference that has no latencies, or was made by a release that cut them otherwise, promises no percentiles.
     assert statuses(500, whole=True, known=REFERENCE)["latency_p99"] == "no_data"

@@ -275,3 +275,51 @@ def test_a_window_size_without_a_level_is_no_data() -> None:
     profile = profile_of(REFERENCE, columns(window()))
     (verdict,) = judge_window(REFERENCE, "", profile, size_ms=DAY, levels=without)
     assert (verdict.status, verdict.statistic) == ("no_data", "reference")
+
+
+def with_errors(rows: pa.RecordBatch, share: float, rng: np.random.Generator) -> pa.RecordBatch:
+    failed = [("timeout" if x < share else None) for x in rng.random(rows.num_rows)]
+    return rows.append_column("error", pa.array(failed, pa.string()))
+
+
+def of_requests(known: Reference, rows: pa.RecordBatch) -> list[Verdict]:
+    profile = profile_of(known, columns(rows))
+    found = judge_window(known, "", profile, size_ms=DAY, levels=LEVELS)
+    return [v for v in found if v.statistic == "request_error_rate"]
+
+
+def with_usual_errors(share: float) -> Reference:
+    rng = np.random.default_rng(2)
+    rows = past(rng, 8_000, span_ms=40 * DAY)
+    return references.build(SPEC, lambda: [columns(with_errors(rows, share, rng))])
+
+
+@pytest.mark.parametrize(
+    ("usual", "share", "status"),
+    [(0.01, 0.01, "ok"), (0.01, 0.06, "breach"), (0.0, 0.05, "breach"), (0.2, 0.2, "ok")],
+)
+def test_more_requests_with_an_error_than_usual_are_a_breach_of_the_service(
+    usual: float, share: float, status: str
+) -> None:
+    known = with_usual_errors(usual)
+    (found,) = of_requests(known, with_errors(window(), share, np.random.default_rng(3)))
+    assert (found.kind, found.feature, found.status) == ("service", "", status)
+    assert found.value is not None
+    assert found.value == pytest.approx(share, abs=0.03)
+    assert found.evidence["reference"] == pytest.approx(usual, abs=0.01)
+    assert found.limit is not None
+    assert found.p_value is not None
+    assert (found.value > found.limit) == (status == "breach")
+    assert (found.p_value < LEVELS.rates[DAY]) == (status == "breach")
+    assert of_requests(known, window()) == [], "no error is never a breach"
+
+
+def test_a_reference_that_did_not_ask_for_errors_judges_none_and_keeps_its_hash() -> None:
+    known = with_usual_errors(0.01)
+    form = known.to_dict()
+    for null in form["nulls"][""].values():
+        assert null.pop("errors")[0] == pytest.approx(80, abs=30)
+    old = Reference.from_dict(form)
+    assert of_requests(old, with_errors(window(), 0.5, np.random.default_rng(3))) == []
+    assert old.to_dict() == form
+    assert Reference.from_dict(known.to_dict()).to_dict() == known.to_dict()
