@@ -429,6 +429,21 @@ def test_no_volume_is_an_outage_that_explains_the_rest_but_not_if_another_versio
     assert told(changes) == []
 
 
+@pytest.mark.parametrize(
+    ("both", "told_of", "rollback_to"),
+    [(False, ("fired", "8", "bad_release"), "7"), (True, ("fired", "7", "unknown"), None)],
+)
+def test_requests_that_end_with_an_error_in_the_new_version_only_are_a_bad_release(
+    both: bool, told_of: tuple[str, str, str], rollback_to: str | None
+) -> None:
+    failing = verdict("service", feature="", statistic="request_error_rate", value=0.1, limit=0.02)
+    clean = verdict(status="ok")  # a window without an error does not name them
+    _, changes = run(two_versions((failing if both else clean, failing)))
+    assert told(changes) == [told_of]
+    assert "10 % of requests end with an error" in last(changes).title
+    assert last(changes).rollback_to == rollback_to
+
+
 def test_a_message_that_was_seen_changes_nothing_and_a_new_revision_does() -> None:
     first = judged(verdict(status="ok"), closes=True)
     book, _ = run([first])
