@@ -6,7 +6,7 @@ good as those of its parts: the sketch of DDSketch (Masson, Rim and Lee 2019, se
     edge i = 0.01 ms * 10 ** (i / 58)        0.01 ms ... 10.4 minutes: 452 bins, and one beyond each end
 
 A bin is 4.05 % wide, and its middle in the sense of the relative error, ``2 a b / (a + b)``, is within 1.985 % of all that it holds. Shifts by less than a bin
-are not seen in the distribution; the mean is watched as well, and is exact.
+are not seen in the distribution; the mean is watched as well, from exact sums.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ EDGES_MS: Final[Floats] = np.array(
 _MIDDLES_MS: Final = 2 * EDGES_MS[:-1] * EDGES_MS[1:] / (EDGES_MS[:-1] + EDGES_MS[1:])
 # What lies beyond either end counts as at that end, as in any sketch of a bounded range.
 _SHOWN_MS: Final = np.concatenate((EDGES_MS[:1], _MIDDLES_MS, EDGES_MS[-1:]))
-
-
-PERCENTS: Final = (50, 95, 99)
 CELLS: Final = len(_SHOWN_MS)  # no other bins of a number are as many, so counts are known by it
+PERCENTS: Final = (50, 95, 99)
 
 
 class Percentiles(NamedTuple):

@@ -248,8 +248,8 @@ class Matcher(_Strict):
 class RuleSpec(Matcher):
     """A limit by hand, in place of the calibrated one, or ``ignore``: then it is recorded and never an alarm.
 
-    ``above`` and ``below`` are values; ``rises_by``, ``falls_by`` and ``times`` count from the reference's value. ``window`` is the size of the
-    windows that it holds for; without it, all.
+    ``above`` and ``below`` are values (latencies in milliseconds, ``requests`` per second); ``rises_by``, ``falls_by`` and ``times`` count from the
+    reference's value. ``window`` is the size of the windows that it holds for; without it, all.
     """
 
     window: Duration | None = None
