@@ -269,13 +269,13 @@ def test_a_window_has_the_percentiles_of_all_its_latencies_late_ones_and_another
         profile = builders.profile_of(known, timed(values))
         _store_window(empty, known, profile, contribution=contribution, start=at)
     without = builders.profile_of(old, builders.columns(builders.past(rng, 50)))
-    _store_window(empty, old, without, start=at + DAY)
-    none, found = empty.windows(MODEL, size_ms=DAY)
+    _store_window(empty, old, without, start=at - DAY)
+    found, none = empty.windows(MODEL, size_ms=DAY)
     assert (none.latency_p50, none.latency_p95, none.latency_p99) == (None, None, None)
     expected = percentiles(builders.profile_of(old, timed(slow.ravel())))
     assert found.n == slow.size
     assert (found.latency_p50, found.latency_p95, found.latency_p99) == expected
-    assert empty.windows(MODEL, size_ms=DAY, limit=1) == [none]
+    assert empty.windows(MODEL, size_ms=DAY, limit=1) == [found]
 
 
 def test_the_ledger_counts_each_event_once_though_windows_have_several_sizes(
