@@ -2,15 +2,18 @@
 
 One message may hold many events, and each is accepted or rejected on its own: a bad event never takes a good one with it.
 What does not parse at all counts as one rejected event. Which form it is, the ``content-type`` header says, else the first byte.
+
+The id of an event is what its label is joined by: ``id``; where there is none, its join key (``join_key``); where there is none either, the
+id of the CloudEvent that it came in alone. An event without any is counted, and never joined.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -24,6 +27,8 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 # 1e11 ms is 1973-03-03. A smaller number is seconds; ours are milliseconds.
 _SMALLEST_MS: Final = 100_000_000_000
 _MAX_TEXT: Final = 256
+_TAG: Final = "tags."
+_CLOUDEVENT_ID: Final = ("ce-id", "ce_id")  # as HTTP and as Kafka spell it
 _LEAST_BYTES: Final = 32  # of an event with all that is required; a list of "{}" would cost seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
@@ -62,16 +67,51 @@ class Event(msgspec.Struct):
     tags: dict[str, Any] | None = None
     # ``ts`` in epoch milliseconds, set when the event is checked. The name keeps a producer's own ``ts_ms`` out.
     ts_ms: int = msgspec.field(default=0, name="$ts_ms")
+    prediction_id: Any = None
 
 
 Outcome = Event | InvalidEventError
+Aliases: TypeAlias = Callable[[str], Sequence[str]]
+"""Names of the join key in what is about a model, beside ``id`` and ``prediction_id``, in the order in which they are tried."""
 _EVENT: Final = msgspec.json.Decoder(Event)
 _RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ENVELOPE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+def no_aliases(_model: str) -> Sequence[str]:
+    """Of no model."""
+    return ()
+
+
+def join_key(
+    row: Mapping[str, Any], names: Sequence[str], ce_id: str | None = None
+) -> str | int | None:
+    """What joins an event and its label where there is no ``id``: the first of ``prediction_id`` and ``names`` that is a text or an integer.
+
+    Args:
+        row: the fields.
+        names: a field; ``tags.NAME``, a tag; ``ce-id`` or ``ce_id``, the field of this name or else the CloudEvent's id.
+        ce_id: the id of the CloudEvent that the row came in alone.
+    """
+    for name in ("prediction_id", *names):
+        found = row.get(name)
+        if found is None and name.startswith(_TAG):
+            tags = row.get("tags")
+            found = tags.get(name[len(_TAG) :]) if isinstance(tags, Mapping) else None
+        elif found is None and name in _CLOUDEVENT_ID:
+            found = ce_id
+        if isinstance(found, str | int) and not isinstance(found, bool) and found != "":
+            return found
+    return None
+
+
 def decode_message(
-    value: bytes | None, headers: Mapping[str, bytes], limits: Limits, *, now_ms: int
+    value: bytes | None,
+    headers: Mapping[str, bytes],
+    limits: Limits,
+    *,
+    now_ms: int,
+    aliases: Aliases = no_aliases,
 ) -> list[Outcome]:
     """Each event of a message, accepted or rejected, in order. Never raises for any bytes.
 
@@ -80,6 +120,7 @@ def decode_message(
         headers: its headers, names in lower case.
         limits: bounds.
         now_ms: the clock, for ``max_future_ms`` and ``max_age_ms``.
+        aliases: asked for the model of an event without ``id``.
     """
     if not value:
         return [InvalidEventError("not_json", "empty message")]
@@ -87,7 +128,7 @@ def decode_message(
         detail = f"{len(value)} bytes; the bound is {limits.message_bytes}"
         return [InvalidEventError("too_large", detail)]
     try:
-        return [_checked(event, limits, now_ms) for event in _parse(value, headers, limits)]
+        return [_checked(e, limits, now_ms) for e in _parse(value, headers, limits, aliases)]
     except InvalidEventError as err:
         return [err]
 
@@ -111,12 +152,14 @@ def timestamp_ms(ts: datetime | float) -> int:
     return round(ts)
 
 
-def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterator[Outcome]:
+def _parse(
+    value: bytes, headers: Mapping[str, bytes], limits: Limits, aliases: Aliases
+) -> Iterator[Outcome]:
     content_type = (
         headers.get("content-type", b"").decode("ascii", "replace").split(";")[0].strip().lower()
     )
     if content_type == ARROW_TYPE or value[:4] == ARROW_START:
-        return _from_arrow(value, limits)
+        return _from_arrow(value, limits, aliases)
     start = value.lstrip(b" \t\r\n")[:1]
     if start not in (b"{", b"["):
         raise InvalidEventError(
@@ -125,43 +168,64 @@ def _parse(value: bytes, headers: Mapping[str, bytes], limits: Limits) -> Iterat
     if _depth_over(value, limits.json_depth):
         raise InvalidEventError("too_large", f"nested deeper than {limits.json_depth}")
     if content_type == CLOUDEVENT_TYPE:
-        return _from_cloudevent(value, limits)
-    defaults = {
-        name: headers[f"ce_{name}"].decode("utf-8", "replace")
-        for name in ("id", "time")
-        if f"ce_{name}" in headers
-    }
+        return _from_cloudevent(value, limits, aliases)
+    attributes = cloudevent_attributes(headers)
     if start == b"[":
         try:
             items = _RAW_LIST.decode(value)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
             raise InvalidEventError("not_json", _where(err)) from None
         _refuse_many(items, limits)
-        defaults.pop("id", None)  # it names the message, not each of its events
-        return (_from_json(bytes(item), defaults) for item in items)
-    return iter((_from_json(value, defaults),))
+        attributes.pop("id", None)  # it names the message, not each of its events
+        return (_from_json(bytes(item), attributes, aliases) for item in items)
+    return iter((_from_json(value, attributes, aliases),))
 
 
-def _from_json(raw: bytes, defaults: Mapping[str, str]) -> Outcome:
-    """The event completed from CloudEvents attributes: ``id`` from ``id``, ``ts`` from ``time``."""
+def cloudevent_attributes(headers: Mapping[str, bytes]) -> dict[str, str]:
+    """``id`` and ``time`` of a CloudEvent whose attributes are headers, as ``ce_id`` or, where a bridge took HTTP's over, ``ce-id``."""
+    if not headers:
+        return {}
+    found = {name: headers.get(f"ce_{name}", headers.get(f"ce-{name}")) for name in ("id", "time")}
+    return {name: text.decode("utf-8", "replace") for name, text in found.items() if text}
+
+
+def _from_json(raw: bytes, attributes: Mapping[str, str], aliases: Aliases) -> Outcome:
     try:
-        if defaults:
-            body = _ENVELOPE.decode(raw)
-            for name, attribute in (("id", "id"), ("ts", "time")):
-                if name not in body and attribute in defaults:
-                    body[name] = msgspec.Raw(msgspec.json.encode(defaults[attribute]))
-            raw = msgspec.json.encode(body)
-        return _EVENT.decode(raw)
+        return _completed(raw, attributes, aliases)
     except msgspec.ValidationError as err:
         return _validation_error(err)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
         return InvalidEventError("not_json", _where(err))
 
 
-def _from_cloudevent(value: bytes, limits: Limits) -> Iterator[Outcome]:
+def _completed(raw: bytes, attributes: Mapping[str, str], aliases: Aliases) -> Event:
+    """The event, completed from the attributes of its CloudEvent: ``ts`` from ``time``, ``id`` from ``id``."""
+    if "time" in attributes:
+        body = _ENVELOPE.decode(raw)
+        if "ts" not in body:
+            body["ts"] = msgspec.Raw(msgspec.json.encode(attributes["time"]))
+            raw = msgspec.json.encode(body)
+    event = _EVENT.decode(raw)
+    if event.id is None:
+        event.id = _other_id(event, raw, aliases(event.model), attributes.get("id"))
+    return event
+
+
+def _other_id(
+    event: Event, raw: bytes, names: Sequence[str], ce_id: str | None
+) -> str | int | None:
+    row = {"prediction_id": event.prediction_id, "tags": event.tags}
+    if names:
+        fields = _ENVELOPE.decode(raw)
+        row |= {name: msgspec.json.decode(fields[name]) for name in names if name in fields}
+    found = join_key(row, names, ce_id)
+    return ce_id if found is None else found
+
+
+def _from_cloudevent(value: bytes, limits: Limits, aliases: Aliases) -> Iterator[Outcome]:
     try:
         envelope = _ENVELOPE.decode(value)
-        defaults: dict[str, str] = {
+        attributes: dict[str, str] = {
             name: msgspec.json.decode(envelope[name], type=str)
             for name in ("id", "time")
             if name in envelope
@@ -172,11 +236,11 @@ def _from_cloudevent(value: bytes, limits: Limits) -> Iterator[Outcome]:
     if not body:
         raise InvalidEventError("missing_field", "CloudEvent without data")
     if body[:1] != b"[":
-        return iter((_from_json(body, defaults),))
+        return iter((_from_json(body, attributes, aliases),))
     items = _RAW_LIST.decode(body)
     _refuse_many(items, limits)
-    defaults.pop("id", None)
-    return (_from_json(bytes(item), defaults) for item in items)
+    attributes.pop("id", None)
+    return (_from_json(bytes(item), attributes, aliases) for item in items)
 
 
 def _refuse_many(items: list[msgspec.Raw], limits: Limits) -> None:
@@ -185,13 +249,13 @@ def _refuse_many(items: list[msgspec.Raw], limits: Limits) -> None:
         raise InvalidEventError("too_large", f"{len(items)} events; the bound is {most}")
 
 
-def _from_arrow(value: bytes, limits: Limits) -> Iterator[Outcome]:
+def _from_arrow(value: bytes, limits: Limits, aliases: Aliases) -> Iterator[Outcome]:
     """Rows of an IPC stream: columns as the JSON fields, ``features`` and ``tags`` as structs or maps."""
     rows = read_rows(value, max_bytes=limits.message_bytes, max_columns=limits.features)
-    return (_from_row(row) for row in rows)
+    return (_from_row(row, aliases) for row in rows)
 
 
-def _from_row(row: dict[str, Any]) -> Outcome:
+def _from_row(row: dict[str, Any], aliases: Aliases) -> Outcome:
     for name in ("features", "tags"):
         if isinstance(row.get(name), list):  # a map column arrives as pairs
             try:
@@ -199,9 +263,12 @@ def _from_row(row: dict[str, Any]) -> Outcome:
             except (TypeError, ValueError):
                 return InvalidEventError("wrong_type", f"{name} is neither a struct nor a map")
     try:
-        return msgspec.convert({k: v for k, v in row.items() if v is not None}, Event)
+        event = msgspec.convert({k: v for k, v in row.items() if v is not None}, Event)
     except msgspec.ValidationError as err:
         return _validation_error(err)
+    if event.id is None:
+        event.id = join_key(row, aliases(event.model))
+    return event
 
 
 def _checked(event: Outcome, limits: Limits, now_ms: int) -> Outcome:

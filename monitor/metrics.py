@@ -182,6 +182,12 @@ SINK_INSERTS: Final = _counter("sink_inserts_total", "Inserts.", "table", TABLES
 SINK_ERRORS: Final = _counter(
     "sink_errors_total", "Inserts that failed and will be repeated.", "table", TABLES
 )
+LABELS_REFUSED: Final = _counter(
+    "labels_refused_total",
+    "Labels on the topic that are none. Their message is among the dead letters.",
+    "reason",
+    REJECT_REASONS,
+)
 EVALUATOR_WINDOWS: Final = _counter("evaluator_windows_total", "Performance windows computed.")
 EVALUATOR_LABELS: Final = _counter("evaluator_labels_total", "Labels found a prediction for.")
 DELIVERIES: Final = _counter("deliveries_total", "Outbox items that are done.", "outcome", OUTCOMES)

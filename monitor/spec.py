@@ -200,12 +200,17 @@ class AlarmBudget(_Strict):
 
 
 class LabelSpec(_Strict):
-    """When labels are due, and what is right. A performance window is final once ``expected_delay`` has passed after its end.
+    """When labels are due, what joins them, and what is right. A performance window is final once ``expected_delay`` has passed after its end.
 
-    A prediction of a number is right if it is off by at most ``tolerance``; without one, by no more than nine in ten of the reference's were.
+    ``join_key`` names fields that stand for ``id`` in predictions and labels that have neither ``id`` nor ``prediction_id``, in the order in which
+    they are tried: ``request_id``; ``tags.NAME``, a tag; ``ce-id``, the id of the CloudEvent. A prediction of a number is right if it is off by
+    at most ``tolerance``; without one, by no more than nine in ten of the reference's were.
     """
 
     expected_delay: Duration = 86_400_000
+    join_key: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = Field(
+        default=(), max_length=8
+    )
     tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 

@@ -25,14 +25,12 @@ from monitor.profile import Layout
 from monitor.settings import ClickHouseSettings
 from monitor.spec import AlarmBudget
 from monitor.spending import Opened, Spending, spend
+from monitor.tables import FOREVER_MS as FOREVER_MS  # for whoever asks with it
 from monitor.tables import TableName
 from monitor.versions import OTHER_VERSION
 from monitor.wire import Delivery, Incident, IncidentState, Performance, VerdictStatus
 
 T = TypeVar("T")
-FOREVER_MS: Final = (
-    4_102_444_800_000  # 2100-01-01: "no upper bound", inside what DateTime64 can hold
-)
 MAX_OPENED: Final = 10_000
 PERIOD_MS: Final = 30 * 86_400_000
 _PLACE: Final = ("version", "segment", "size_ms", "start_ms")

@@ -36,6 +36,9 @@ TableName = Literal[
 ]
 TABLES: Final[tuple[TableName, ...]] = get_args(TableName)
 Row: TypeAlias = tuple[Any, ...]
+FOREVER_MS: Final = (
+    4_102_444_800_000  # 2100-01-01: "no upper bound", inside what DateTime64 can hold
+)
 MAX_VALUE_CHARS: Final = 256  # of a class name, as of an event's id
 
 _BOOLEANS: Final = {"true": "1", "false": "0"}

@@ -7,33 +7,28 @@ ones are rows, and the message as a whole goes to the dead letters as well, sinc
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-import msgspec
 import pyarrow as pa
 from confluent_kafka import Message
 
-from monitor import metrics, tables, wire
+from monitor import labels, metrics, tables, wire
 from monitor import reference as references
-from monitor.arrow import ARROW_START, read_rows, read_table
+from monitor.arrow import read_table
 from monitor.errors import IncompatibleError, InvalidEventError
-from monitor.events import Limits, timestamp_ms
+from monitor.events import Aliases, Limits, cloudevent_attributes, no_aliases
 from monitor.profile import Layout
-from monitor.store import FOREVER_MS
-from monitor.tables import Row, TableName, value_text
+from monitor.tables import Row, TableName
+from streams.deadletter import header_list
 from streams.topics import Topics
 
 Rows: TypeAlias = list[Row] | pa.Table
 Layouts: TypeAlias = Callable[[str, str], Layout | None]
 """Binning by model and ``bins_id``, or ``None`` if nobody knows it."""
 
-_LIMITS: Final = Limits()  # the defaults: a label has no reason to be larger than an event
-_MAX_ID: Final = 256
-# Against the message's own time, so that the log alone decides. A label from the future would end the waiting for others.
-MAX_FUTURE_MS: Final = _LIMITS.max_future_ms
+_LIMITS: Final = Limits()
 
 
 @dataclass(slots=True)
@@ -59,25 +54,14 @@ class Parcel:
             self.reason, self.detail = reason, detail
 
 
-class _Label(msgspec.Struct):
-    id: str | int
-    model: str
-    label: Any
-    ts: datetime | int | float | None = None
-
-
-_LABEL: Final = msgspec.json.Decoder(_Label)
-_RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
-
-
 class Intake:
     """Reads messages of all the topics that the sink follows."""
 
-    def __init__(self, topics: Topics, layouts: Layouts) -> None:
-        self._layouts = layouts
+    def __init__(self, topics: Topics, layouts: Layouts, aliases: Aliases = no_aliases) -> None:
+        self._layouts, self._aliases = layouts, aliases
         self._readers: Mapping[str, Callable[[Parcel], None]] = {
             topics.scored: _scored,
-            topics.labels: _labels,
+            topics.labels: self._labels,
             topics.models: _model,
             topics.windows: self._internal,
             topics.verdicts: self._internal,
@@ -109,6 +93,29 @@ class Intake:
         """
         if parcel.message.value() is not None:
             self._readers[parcel.message.topic() or ""](parcel)
+
+    def _labels(self, parcel: Parcel) -> None:
+        """Rows of the good labels; the first bad one is the reason why the message is a dead letter too."""
+        message = parcel.message
+        partition, offset = _place(message)
+        value, ce_id = message.value() or b"", _cloudevent_id(message)
+        stored: list[Row] = []
+        arrived: list[Row] = []
+        for row in _label_rows(value):
+            try:
+                if isinstance(row, InvalidEventError):
+                    raise row
+                label = labels.checked(
+                    row, arrival_ms=message.timestamp()[1], aliases=self._aliases, ce_id=ce_id
+                )
+            except InvalidEventError as err:
+                parcel.reject(err.reason, err.detail)
+                metrics.LABELS_REFUSED.labels(err.reason).inc()
+                continue
+            stored.append((label.model, label.ts_ms, label.id, label.text, offset))
+            arrived.append(("labels", partition, offset, label.model, label.ts_ms, label.id))
+        if stored:
+            parcel.rows["labels"], parcel.rows["arrivals"] = stored, arrived
 
     def _internal(self, parcel: Parcel) -> None:
         try:
@@ -172,87 +179,19 @@ def _scored(parcel: Parcel) -> None:
     parcel.rows["arrivals"] = tables.arrivals("scored", partition, offset, rows)
 
 
-def _labels(parcel: Parcel) -> None:
-    """Rows of the good labels; the first bad one is the reason why the message is a dead letter too."""
-    partition, offset = _place(parcel.message)
-    stored: list[Row] = []
-    arrived: list[Row] = []
+def _label_rows(value: bytes) -> labels.Rows:
     try:
-        for label in _each_label(parcel.message.value() or b""):
-            if isinstance(label, InvalidEventError):
-                parcel.reject(label.reason, label.detail)
-                continue
-            try:
-                model, ts_ms, key, text = _checked(label, parcel.message.timestamp()[1])
-            except InvalidEventError as err:
-                parcel.reject(err.reason, err.detail)
-                continue
-            stored.append((model, ts_ms, key, text, offset))
-            arrived.append(("labels", partition, offset, model, ts_ms, key))
+        return labels.message_rows(value)
     except InvalidEventError as err:
-        parcel.reject(err.reason, err.detail)
-    if stored:
-        parcel.rows["labels"], parcel.rows["arrivals"] = stored, arrived
+        return iter((err,))
 
 
-def _each_label(value: bytes) -> Iterator[_Label | InvalidEventError]:
-    if value[:4] == ARROW_START:
-        rows = read_rows(value, max_bytes=_LIMITS.message_bytes, max_columns=_LIMITS.features)
-        yield from map(_from_row, rows)
-    elif value.lstrip(b" \t\r\n")[:1] == b"[":
-        try:
-            items = _RAW_LIST.decode(value)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise InvalidEventError("not_json", "malformed array") from None
-        yield from (_from_json(bytes(item)) for item in items)
-    else:
-        yield _from_json(value)
-
-
-def _from_json(raw: bytes) -> _Label | InvalidEventError:
-    try:
-        return _LABEL.decode(raw)
-    except msgspec.ValidationError as err:
-        return _invalid(err)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return InvalidEventError("not_json", "malformed")
-
-
-def _from_row(row: dict[str, Any]) -> _Label | InvalidEventError:
-    try:
-        return msgspec.convert(row, _Label)
-    except msgspec.ValidationError as err:
-        return _invalid(err)
-
-
-def _invalid(err: msgspec.ValidationError) -> InvalidEventError:
-    text = str(err)  # types and field names, never the value
-    if "missing required field" in text:
-        return InvalidEventError("missing_field", text)
-    return InvalidEventError("bad_timestamp" if "`$.ts`" in text else "wrong_type", text)
-
-
-def _checked(label: _Label, message_ms: int) -> tuple[str, int, str, str]:
-    """Model, time, id and canonical text of a label; without ``ts`` the message's own time counts.
-
-    Raises:
-        InvalidEventError: a field is unusable.
-    """
-    ts_ms = message_ms if label.ts is None else timestamp_ms(label.ts)
-    if not 0 <= ts_ms < FOREVER_MS:
-        raise InvalidEventError("bad_timestamp", "ts is before 1970 or after 2100")
-    if message_ms > 0 and ts_ms > message_ms + MAX_FUTURE_MS:
-        raise InvalidEventError("future_timestamp", f"{(ts_ms - message_ms) // 1000} s ahead")
-    key = str(label.id)
-    if not key or not label.model or len(key) > _MAX_ID or len(label.model) > _MAX_ID:
-        raise InvalidEventError("wrong_type", f"id and model have 1 to {_MAX_ID} characters")
-    try:
-        text = value_text(label.label)
-    except ValueError as err:
-        raise InvalidEventError("wrong_type", f"label: {err}") from None
-    if text is None:
-        raise InvalidEventError("missing_field", "label is null")
-    return label.model, ts_ms, key, text
+def _cloudevent_id(message: Message) -> str | None:
+    """Of the one label in a message; each label of an array has an id of its own, or none."""
+    if not message.headers() or (message.value() or b"").lstrip(b" \t\r\n")[:1] != b"{":
+        return None
+    headers = {n.lower(): text for n, text in header_list(message) if isinstance(text, bytes)}
+    return cloudevent_attributes(headers).get("id")
 
 
 def _model(parcel: Parcel) -> None:

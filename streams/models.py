@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from monitor import reference as references
 from monitor.errors import ConfigError
+from monitor.events import Aliases
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from streams.clients import KafkaSettings, put
@@ -31,6 +33,16 @@ class Model:
             return self.spec
         labels = labels.model_copy(update={"tolerance": self.reference.tolerance})
         return self.spec.model_copy(update={"labels": labels})
+
+
+def aliases_of(newest: Callable[[str], Model | None]) -> Aliases:
+    """What the models' specs say of their join keys; ``newest`` finds a model by its name."""
+
+    def aliases(name: str) -> Sequence[str]:
+        model = newest(name)
+        return () if model is None else model.spec.labels.join_key
+
+    return aliases
 
 
 def publish(kafka: KafkaSettings, topics: Topics, model: Model, logger: logging.Logger) -> None:

@@ -24,12 +24,12 @@ from monitor.binning import Codes, Ints
 from monitor.columns import OTHER_SEGMENT, Columns, encode_sample, from_events
 from monitor.counting import Grouping
 from monitor.errors import InvalidEventError
-from monitor.events import Event, Limits, decode_message
+from monitor.events import Aliases, Event, Limits, decode_message
 from monitor.panes import SourceMark
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from monitor.tables import value_text
-from streams.models import Model
+from streams.models import Model, aliases_of
 from streams.topics import partition_of
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -158,7 +158,7 @@ def profile_batch(
     newest = _frozen(newest)
     counts = {partition: _Counts() for partition in marks}
     dead: list[DeadLetter] = []
-    read = _read(messages, policy.limits, now_ms, refusal)
+    read = _read(messages, policy.limits, now_ms, refusal, aliases_of(newest))
     rows = list(_accepted(read, counts, dead, newest, policy, known_models))
     late, watermarks = _lateness(rows, marks, newest)
     deltas: list[list[wire.Delta]] = [[] for _ in range(policy.partitions)]
@@ -223,10 +223,16 @@ def _frozen(newest: Callable[[str], Model | None]) -> Callable[[str], Model | No
 
 
 def _read(
-    messages: Sequence[SourceMessage], limits: Limits, now_ms: int, refusal: str | None
+    messages: Sequence[SourceMessage],
+    limits: Limits,
+    now_ms: int,
+    refusal: str | None,
+    aliases: Aliases,
 ) -> Iterator[tuple[SourceMessage, Sequence[Event | InvalidEventError]]]:
     for message in messages:
-        outcomes = decode_message(message.value, message.headers, limits, now_ms=now_ms)
+        outcomes = decode_message(
+            message.value, message.headers, limits, now_ms=now_ms, aliases=aliases
+        )
         if refusal is not None:
             yield message, [InvalidEventError("too_large", refusal)] * len(outcomes)
         else:

@@ -44,6 +44,7 @@ from streams.delivery import Target
 from streams.health import Watch, watching
 from streams.inserts import KnownLayouts, count_refused, store_parcels
 from streams.intake import Intake, Parcel
+from streams.models import aliases_of
 from streams.registry import Registry
 from streams.topics import Topics
 
@@ -345,7 +346,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
             consumer,
             Producer(producer_config(kafka, logger)),
             target,
-            Intake(topics, KnownLayouts(target, registry)),
+            Intake(topics, KnownLayouts(target, registry), aliases_of(registry.newest)),
             dlq=topics.dlq,
             cap=Cap("sink", settings.limits.dead_letters_per_minute, logger),
             batch_rows=settings.sink.batch_rows,

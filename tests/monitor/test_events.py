@@ -219,6 +219,11 @@ class TestCloudEvents:
         (one,) = accepted(decode(body(without("ts")), headers))
         assert (one.id, one.ts_ms) == ("q1", START)
 
+    def test_a_bridge_may_spell_the_attributes_as_http_does(self) -> None:
+        headers = {"ce-id": b"q1", "ce-time": TIME.encode()}
+        (one,) = accepted(decode(body(without("ts")), headers))
+        assert (one.id, one.ts_ms) == ("q1", START)
+
     @pytest.mark.parametrize("structured", [True, False])
     def test_the_id_of_a_message_is_not_that_of_its_many_events(self, structured: bool) -> None:
         events = [without("ts"), {**GOOD, "id": "mine"}]
@@ -325,6 +330,57 @@ def is_defined(outcome: Outcome) -> bool:
     if isinstance(outcome, Event):
         return outcome.ts_ms <= NOW + 300 * SECOND and isinstance(outcome.version, str)
     return outcome.reason in REJECT_REASONS
+
+
+def in_arrow(event: dict[str, Any]) -> bytes:
+    return arrow({name: [value] for name, value in event.items()})
+
+
+class TestJoinKeys:
+    NAMES = ("request_id", "tags.call", "ce_id")
+
+    def ids(self, value: bytes, headers: dict[str, bytes] | None = None) -> list[object]:
+        def aliases(model: str) -> tuple[str, ...]:
+            return self.NAMES if model == GOOD["model"] else ()
+
+        outcomes = decode_message(value, headers or {}, Limits(), now_ms=NOW, aliases=aliases)
+        return [event.id for event in accepted(outcomes)]
+
+    @pytest.mark.parametrize(
+        ("fields", "key"),
+        [
+            ({"id": "a", "prediction_id": "b", "request_id": "c"}, "a"),
+            ({"prediction_id": "b", "request_id": "c"}, "b"),
+            ({"request_id": "c", "tags": {"call": "d"}}, "c"),
+            ({"request_id": 1.5, "tags": {"call": 7}}, "7"),
+            ({"tags": {"call": None, "other": "x"}}, None),
+            ({"model": "another", "request_id": "c"}, None),
+            ({"model": "another", "prediction_id": "b"}, "b"),
+        ],
+    )
+    def test_what_has_no_id_is_joined_by_the_first_name_that_is_there(
+        self, fields: dict[str, Any], key: str | None
+    ) -> None:
+        event = {**GOOD, **fields}
+        assert self.ids(body(event)) == [key]
+        assert self.ids(body([event, event])) == [key, key]
+        assert self.ids(body({"data": event}), STRUCTURED) == [key]
+        assert self.ids(in_arrow(event)) == [key]
+
+    def test_the_id_of_the_cloudevent_counts_where_no_other_does(self) -> None:
+        headers = {"ce_id": b"q"}
+        assert self.ids(body({**GOOD, "request_id": "c"}), headers) == ["c"]
+        assert self.ids(body(GOOD), headers) == ["q"]
+        assert self.ids(body({**GOOD, "ce_id": "e"}), headers) == ["e"]
+        assert self.ids(body({**GOOD, "model": "another"}), headers) == ["q"]
+
+    def test_nobody_is_asked_for_the_names_of_an_event_with_an_id(self) -> None:
+        def never(model: str) -> tuple[str, ...]:
+            raise AssertionError(model)
+
+        for value in (body({**GOOD, "id": "a"}), in_arrow({**GOOD, "id": "a"})):
+            outcomes = decode_message(value, {}, Limits(), now_ms=NOW, aliases=never)
+            assert [event.id for event in accepted(outcomes)] == ["a"]
 
 
 @given(st.binary(max_size=200), st.sampled_from([{}, STRUCTURED, {"ce_id": b"\xff"}]))

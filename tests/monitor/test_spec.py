@@ -25,7 +25,7 @@ segments: [carrier]
 reference: {file: january.parquet}
 windows: {pane: 10s, sizes: [10m, 1h], lateness: 30s}
 alarm_budget: {false_alarms: 1, per: 30d}
-labels: {expected_delay: 6h}
+labels: {expected_delay: 6h, join_key: [request_id, inferenceId, ce-id, tags.call]}
 notify: [{slack: {url: env:SLACK_WEBHOOK}}, {pagerduty: {routing_key: file:/run/secrets/pd}}]
 actions:
   retrain:  {webhook: {url: "https://ci.example/retrain", secret: env:WH}, approval: manual, cooldown: 24h, per_day: 1}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from monitor import environment
-from monitor.events import Limits, Outcome, decode_message
+from monitor.events import Aliases, Limits, Outcome, decode_message, no_aliases
 from streams import profiling, quarantine
 from streams.profiler import Profiler
 from streams.registry import Registry
@@ -22,11 +22,16 @@ from tests.monitor.builders import NOW
 
 
 def _decode(
-    value: bytes | None, headers: Mapping[str, bytes], limits: Limits, *, now_ms: int
+    value: bytes | None,
+    headers: Mapping[str, bytes],
+    limits: Limits,
+    *,
+    now_ms: int,
+    aliases: Aliases = no_aliases,
 ) -> list[Outcome]:
     if value is not None and value.startswith(b"deadly:"):
         _die(value.removeprefix(b"deadly:").decode())
-    return decode_message(value, headers, limits, now_ms=now_ms)
+    return decode_message(value, headers, limits, now_ms=now_ms, aliases=aliases)
 
 
 def _die(how: str) -> None:

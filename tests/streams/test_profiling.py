@@ -285,6 +285,13 @@ class TestScored:
             {"id": "c", "ts": START + 3, "model": FIRST, "version": "7", "segments": [("carrier", OTHER_SEGMENT)], "prediction": None, "score": None},
         ]  # fmt: skip
 
+    def test_what_has_no_id_is_scored_under_the_join_key_of_its_model(self) -> None:
+        keyed = Known(Model(spec(NEW, labels={"join_key": ["tags.call"]}), None))
+        tagged = [event(START, model=name, tags={"call": 7}) for name in (NEW, FIRST)]
+        outcome = Profiling(keyed.newest, marks((0,))).batch([message(0, 0, *tagged)])
+        assert [table.column("id").to_pylist() for table in scored(outcome, NEW)] == [["7"]]
+        assert scored(outcome, FIRST) == []
+
     def test_a_model_that_is_calibrating_is_scored_without_segments(self) -> None:
         run = Profiling(KNOWN.newest, marks((0,)))
         outcome = run.batch([message(0, 0, event(START, id="a", model=NEW))])

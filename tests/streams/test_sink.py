@@ -32,7 +32,7 @@ from streams.deadletter import Cap
 from streams.embedded.supervisor import free_port
 from streams.inserts import KnownLayouts, insert_token, store_parcels
 from streams.intake import Intake, Parcel
-from streams.models import Model
+from streams.models import Model, aliases_of
 from streams.registry import Registry
 from streams.topics import Topics
 from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
@@ -41,6 +41,10 @@ from tests.streams.threads import in_thread
 
 TOPICS = Topics("t.")
 NOW = 1_700_000_000_000
+KEYED = Model(
+    parse_spec({"model": MODEL, "labels": {"join_key": ["request_id", "ce-id"]}}, origin="test"),
+    None,
+)
 
 
 def message(
@@ -133,6 +137,31 @@ def test_a_label_is_read_in_every_form(value: Any, rows: list[Any]) -> None:
 def test_a_bad_label_has_a_reason_and_no_rows(value: Any, reason: str) -> None:
     parcel = read(value)
     assert (parcel.reason, parcel.rows) == (reason, {})
+
+
+def test_a_label_may_have_the_join_key_of_its_model_in_place_of_an_id() -> None:
+    intake = Intake(TOPICS, lambda _model, _bins: None, aliases_of(Known(KEYED).newest))
+    nameless = {name: value for name, value in label(model=MODEL).items() if name != "id"}
+    headers: dict[str, str | bytes | None] = {"content-type": b"application/json", "CE_id": b"q"}
+
+    def ids(value: Any) -> list[str]:
+        parcel = intake.read(
+            Message(topic=TOPICS.labels, value=value, headers=headers, timestamp=(1, NOW))
+        )
+        return [row[2] for row in parcel.rows.get("labels", ())]
+
+    assert ids(json.dumps(nameless | {"request_id": "r"}).encode()) == ["r"]
+    assert ids(json.dumps(nameless).encode()) == ["q"]
+    assert ids(json.dumps([nameless, nameless | {"request_id": "r"}]).encode()) == ["r"]
+    assert ids(ipc(pa.table({k: [v] for k, v in {**nameless, "request_id": "r"}.items()}))) == ["r"]
+    assert ids(json.dumps(nameless | {"model": "other"}).encode()) == []
+
+
+def test_a_label_that_is_none_is_counted_by_its_reason() -> None:
+    counter = metrics.LABELS_REFUSED.labels("missing_field")
+    before = counter._value.get()
+    read([label(), {"id": "p2"}, {"id": "p3"}])
+    assert counter._value.get() == before + 2
 
 
 def test_the_good_labels_of_an_array_are_kept_when_one_is_bad() -> None:
