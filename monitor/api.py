@@ -1,4 +1,4 @@
-"""The HTTP API and the page: views of the store, and orders, which are handed to the detector (``monitor.api_orders``).
+"""The HTTP API and the page: views of the store, orders, which are handed to the detector (``monitor.api_orders``), and labels (``monitor.api_labels``).
 
 - Errors are ``application/problem+json`` (RFC 9457); they never quote an address, a query or a secret.
 - Answers are bounded by ``api.page_size``: ``{"items": [...], "truncated": bool}``, newest first. The next page is asked
@@ -31,11 +31,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from monitor import api_approvals, api_orders, metrics
+from monitor import api_approvals, api_labels, api_orders, metrics
 from monitor import gate as gates
 from monitor import store as stores
+from monitor.api_labels import NoLabelError
 from monitor.api_orders import RETRY_AFTER_S, Desk
 from monitor.errors import ConfigError, DriftlineError, TransientError
+from monitor.labels import Take
 from monitor.observed import Observed
 from monitor.orders import Give
 from monitor.settings import ApiSettings, Settings
@@ -88,12 +90,19 @@ def create_app(
     app.include_router(others, dependencies=guarded)
     orders = api_orders.order_routes(store, desk, settings.public_url)
     app.include_router(orders, dependencies=guarded)
+    labels = api_labels.label_routes(store, desk, settings.public_url)
+    app.include_router(labels, dependencies=guarded)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
-def run(settings: Settings, stop: threading.Event, give: Give | None = None) -> None:
-    """Serve the API until ``stop`` is set. ``give`` takes an order to the detector; without it none is taken.
+def run(
+    settings: Settings,
+    stop: threading.Event,
+    give: Give | None = None,
+    take: Take | None = None,
+) -> None:
+    """Serve the API until ``stop`` is set. ``give`` takes an order to the detector, ``take`` labels to their topic; without it none is taken.
 
     Raises:
         TransientError: ClickHouse does not answer at start.
@@ -103,7 +112,7 @@ def run(settings: Settings, stop: threading.Event, give: Give | None = None) -> 
     store = stores.connect(settings.clickhouse)
     observed = Observed(store)
     secret = settings.approvals.secret.get_secret_value()
-    desk = None if give is None else Desk(give, clock_ms=_now_ms, secret=secret)
+    desk = None if give is None else Desk(give, clock_ms=_now_ms, secret=secret, take=take)
     app = create_app(store, api, observed, desk)
     listener = _listen(api)
     server = uvicorn.Server(
@@ -387,7 +396,8 @@ def _problem(status: int, detail: str, **more: object) -> Response:
 
 def _http_problem(_request: Request, err: Exception) -> Response:
     assert isinstance(err, StarletteHTTPException)
-    response = _problem(err.status_code, str(err.detail))
+    more = err.more if isinstance(err, NoLabelError) else {}
+    response = _problem(err.status_code, str(err.detail), **more)
     response.headers.update(err.headers or {})
     return response
 

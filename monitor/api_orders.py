@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from monitor.errors import ConfigError, DriftlineError, NothingToDoError, TransientError
+from monitor.labels import Take
 from monitor.orders import Give, Kind, order
 from monitor.spec import parse_duration_ms
 from monitor.store import FOREVER_MS, Store
@@ -31,17 +32,19 @@ _AWAY: Final = {"Retry-After": str(RETRY_AFTER_S)}
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What orders are taken with.
+    """What orders and labels are taken with.
 
     Attributes:
-        give: takes one to the detector; may block, so it is called in a thread of the pool.
+        give: takes an order to the detector; may block, so it is called in a thread of the pool.
         clock_ms: the wall clock.
         secret: of signed links (``monitor.approvals``); without one there are none.
+        take: takes labels to their topic, and blocks as well; without it none are taken.
     """
 
     give: Give
     clock_ms: Callable[[], int]
     secret: str = field(default="", repr=False)
+    take: Take | None = None
 
 
 class OrderBody(BaseModel):
@@ -122,13 +125,20 @@ def given(desk: Desk, command: Command) -> None:
     Raises:
         HTTPException: 503, the broker has not taken it.
     """
-    try:
+    with broker_in_http("nothing was asked for, try again"):
         desk.give(command)
+
+
+@contextmanager
+def broker_in_http(so: str) -> Iterator[None]:
+    """That the broker has not taken something, in the terms of HTTP: 503; ``so`` is what that means for who sent it."""
+    try:
+        yield
     except DriftlineError as err:
-        structlog.get_logger(__name__).warning("an order was not taken", error=str(err))
+        structlog.get_logger(__name__).warning("the broker did not take it", error=str(err))
         away = isinstance(err, TransientError)
         detail = (
-            "the broker does not answer: nothing was asked for, try again"
+            f"the broker does not answer: {so}"
             if away
             else "the broker is not set up: run `driftline doctor`"
         )
@@ -152,26 +162,30 @@ def same_site_check(public_url: str, *, or_null: bool = False) -> Callable[[Requ
             own = {request.headers.get("host", ""), *others}
             foreign = origin is not None and origin.rpartition("://")[2] not in own
         if foreign:
-            raise HTTPException(403, "orders are not taken from another site's page")
+            raise HTTPException(403, "nothing is taken from another site's page")
 
     return check
 
 
-def body_of(media_type: str) -> Callable[[Request], Awaitable[bytes]]:
-    """Reads a bounded body of one kind.
+def media_type_of(request: Request) -> str:
+    """What a request says that its body is, in lower case and without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def body_of(*media_types: str, most: int = MAX_BODY) -> Callable[[Request], Awaitable[bytes]]:
+    """Reads a body of one of these kinds and of at most ``most`` bytes.
 
     FastAPI's own parsing would read all of it, and before the key is looked at.
     """
 
     async def read(request: Request) -> bytes:
-        given_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if given_type != media_type:
-            raise HTTPException(415, f"send {media_type}, and say so in Content-Type")
+        if media_type_of(request) not in media_types:
+            raise HTTPException(415, f"send {' or '.join(media_types)}, and say so in Content-Type")
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY:
-                raise HTTPException(413, f"the body has more than {MAX_BODY} bytes")
+            if len(body) > most:
+                raise HTTPException(413, f"the body has more than {most} bytes")
         return bytes(body)
 
     return read

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -48,6 +48,10 @@ class Label:
         return msgspec.json.encode(
             {"id": self.id, "model": self.model, "label": self.text, "ts": self.ts_ms}
         )
+
+
+Take: TypeAlias = Callable[[Sequence[Label]], None]
+"""Takes labels to their topic, and returns when the broker has all; a ``DriftlineError`` says that it may have some."""
 
 
 class RefusedRow(msgspec.Struct, frozen=True):
@@ -94,9 +98,13 @@ def sift(
     *,
     arrival_ms: int,
     aliases: Aliases,
+    first: int = 1,
 ) -> Iterator[Label]:
-    """The labels in rows; the others are noted as refused. Who makes the labels durable counts them as accepted."""
-    for number, row in enumerate(rows, start=1):
+    """The labels in rows, of which the first has the number ``first``; the others are noted as refused.
+
+    Who makes the labels durable counts them as accepted. The other arguments are those of ``checked``.
+    """
+    for number, row in enumerate(rows, first):
         try:
             if isinstance(row, InvalidEventError):
                 raise row
@@ -192,11 +200,12 @@ def json_row(value: bytes) -> Row | InvalidEventError:
         return InvalidEventError("not_json", "malformed")
 
 
-def csv_rows(lines: Iterable[str]) -> Rows:
+def csv_rows(lines: Iterable[str], wanted: Collection[str] = ()) -> Rows:
     """Rows of a CSV text; the first line has the names of the columns, and an empty cell is a field that is not there.
 
     Args:
         lines: with their ends; bytes that are no UTF-8 as surrogates.
+        wanted: columns without which the text is of no use.
 
     Raises:
         InvalidEventError: there is no usable header.
@@ -210,7 +219,19 @@ def csv_rows(lines: Iterable[str]) -> Rows:
         raise InvalidEventError("missing_field", "CSV without a header row")
     if len(set(names)) < len(names):
         raise InvalidEventError("wrong_type", "CSV header: a column stands there twice")
+    require(wanted, names)
     return _csv_rows(reader, names)
+
+
+def require(wanted: Collection[str], names: Collection[str]) -> None:
+    """See to it that ``names``, those of the columns, has all that are wanted.
+
+    Raises:
+        InvalidEventError: it has not.
+    """
+    missing = sorted(set(wanted) - set(names))
+    if missing:
+        raise InvalidEventError("missing_field", f"no column {', '.join(missing)}")
 
 
 def _csv_rows(reader: Iterator[list[str]], names: list[str]) -> Rows:

@@ -219,6 +219,13 @@ class Store:
         """Every model, by name."""
         return self._read(list[ModelRow], queries.MODELS, {}, spec=msgspec.json.decode)
 
+    def join_keys(self) -> dict[str, list[str]]:
+        """By model, what its spec says of the join key (``spec.LabelSpec``)."""
+        rows = self.link.rows(
+            "SELECT model, JSONExtract(spec, 'labels', 'join_key', 'Array(String)') AS names FROM models FINAL"
+        )
+        return {row["model"]: row["names"] for row in rows}
+
     def layout(self, bins_id: str) -> Layout | None:
         """The binning of this id, or ``None`` if it was never stored."""
         rows = self.link.rows(

@@ -14,11 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Serve the API until ``stop`` is set. The broker is not asked before the first order: all else works without it.
+    """Serve the API until ``stop`` is set. The broker is not asked before the first order or label: all else works without it.
 
     Raises:
         TransientError: ClickHouse does not answer at start.
         ConfigError: the address cannot be listened on, ClickHouse refuses the user, or an option of Kafka is wrong.
     """
     clients.admin(wiring.kafka(settings), logger)  # now, and not at night when somebody approves
-    api.run(settings, stop, Messenger(settings).give)
+    messenger = Messenger(settings)
+    api.run(settings, stop, messenger.give, messenger.take)

@@ -33,6 +33,7 @@ EMBEDDED_SESSION_MS = 6_000
 SESSION_MS = 45_000
 
 _TAKEN_S: Final = 10.0  # for a broker to take what is written
+_TURN_S: Final = 0.2
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 # Switches which would turn off the check that the broker is the one that was meant.
@@ -190,16 +191,34 @@ def write(
     Raises:
         TransientError: it did not take all of them.
     """
-    failures: list[str] = []
+    answers: list[str | None] = []  # a list, since whichever thread polls may add to it
+    sent = 0
     for record in records:
-        producer.produce(
-            **record,
-            on_delivery=lambda error, _: failures.append(error.str()) if error else None,
-        )
-        producer.poll(0)
-    if producer.flush(_TAKEN_S) or failures:
+        _produce(producer, record, lambda error, _: answers.append(error and error.str()))
+        sent += 1
+    deadline = time.monotonic() + _TAKEN_S
+    # Not until the queue is empty: other threads may fill it as fast.
+    while len(answers) < sent and time.monotonic() < deadline:
+        producer.flush(_TURN_S)
+    failures = [answer for answer in answers if answer is not None]
+    if len(answers) < sent or failures:
         why = "; ".join(dict.fromkeys(failures)) or "no answer"
         raise TransientError(f"the broker at {bootstrap} did not take {what}: {why}")
+
+
+def _produce(producer: Producer, record: Mapping[str, Any], answered: Callable[..., None]) -> None:
+    """Into the producer's queue; while that is full, what is in it goes first."""
+    deadline = time.monotonic() + _TAKEN_S
+    while True:
+        try:
+            producer.produce(**record, on_delivery=answered)
+        except BufferError:
+            if time.monotonic() > deadline:
+                raise TransientError("the queue to the broker stays full") from None
+            producer.poll(_TURN_S)
+        else:
+            producer.poll(0)
+            return
 
 
 def transaction_timeout_ms(settings: KafkaSettings) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from confluent_kafka import KafkaException, Producer
 
 from monitor import wire
 from monitor.errors import ConfigError, TransientError
+from monitor.labels import Label
 from monitor.settings import Settings
 from monitor.store import Store
 from monitor.wire import Command, Incident
@@ -45,9 +46,9 @@ def find(store: Store, id_prefix: str) -> Incident:
 
 
 class Messenger:
-    """Takes orders to the detector, through one producer that is made at the first. Mutable: it owns the producer.
+    """Takes to the broker what people and programs hand in, through one producer that is made at the first. Mutable: it owns the producer.
 
-    Any number of threads may ``give`` at once.
+    Any number of threads may use it at once.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,22 +57,41 @@ class Messenger:
         self._producer: Producer | None = None
 
     def give(self, command: Command) -> None:
-        """Give an order; returns when the broker has it.
+        """Give an order to the detector; returns when the broker has it.
+
+        Raises:
+            TransientError, ConfigError: as ``write``.
+        """
+        record = {
+            "topic": wiring.topics(self._settings).commands,
+            "key": command.model,
+            "value": wire.encode(command),
+            "partition": partition_of(command.model, self._settings.kafka.detector_partitions),
+        }
+        self.write("the order", [record])
+
+    def take(self, labels: Sequence[Label]) -> None:
+        """Take labels to their topic; returns when the broker has all of them.
+
+        Raises:
+            TransientError, ConfigError: as ``write``; it may have some.
+        """
+        topic = wiring.topics(self._settings).labels
+        self.write(
+            "the labels",
+            ({"topic": topic, "key": label.id, "value": label.to_json()} for label in labels),
+        )
+
+    def write(self, what: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write records; returns when the broker has them.
 
         Raises:
             TransientError: the broker does not answer.
             ConfigError: the broker refuses who we are.
         """
-        chosen = self._settings.kafka
-        record = {
-            "topic": wiring.topics(self._settings).commands,
-            "key": command.model,
-            "value": wire.encode(command),
-            "partition": partition_of(command.model, chosen.detector_partitions),
-        }
         producer = self._connected()
         try:
-            clients.write(producer, chosen.bootstrap, "the order", [record])
+            clients.write(producer, self._settings.kafka.bootstrap, what, records)
         except KafkaException as err:
             self._forget(producer)
             raise TransientError(f"kafka: {err.args[0].str()}") from err

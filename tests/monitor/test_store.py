@@ -21,6 +21,7 @@ from monitor.latency import percentiles
 from monitor.profile import Profile
 from monitor.reference import Reference, build
 from monitor.settings import ClickHouseSettings
+from monitor.spec import parse_spec
 from monitor.store import PERIOD_MS, Releases, Store
 from monitor.tables import (
     bins_rows,
@@ -169,6 +170,20 @@ def test_one_insert_may_span_more_months_than_clickhouse_allows_by_default(empty
     rows = [(MODEL, month * 31 * DAY, f"p{month}", "1", 0) for month in range(1, 160)]
     empty.append("labels", to_table("labels", rows), token="years")
     assert empty.link.rows("SELECT count() AS n FROM labels")[0]["n"] == 159
+
+
+def test_the_join_key_of_each_model_is_what_its_newest_spec_says(empty: Store) -> None:
+    keyed = parse_spec({"model": "a", "labels": {"join_key": ["request_id", "ce-id"]}}, origin="t")
+    plain = parse_spec({"model": "b"}, origin="t")
+    rows = [
+        ("a", '{"model": "a"}', "", 1),  # of a release that knew no join key
+        ("a", keyed.model_dump_json(), "", 2),
+        ("b", keyed.model_dump_json(), "", 1),
+        ("b", plain.model_dump_json(), "", 2),
+        ("c", '{"model": "c"}', "", 1),
+    ]
+    empty.append("models", to_table("models", rows), token="m")
+    assert empty.join_keys() == {"a": ["request_id", "ce-id"], "b": [], "c": []}
 
 
 def test_an_insert_under_a_token_counts_once(empty: Store) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from msgspec.structs import replace
 
 from monitor import wire
 from monitor.errors import ConfigError, TransientError
+from monitor.labels import Label
 from monitor.orders import order
 from monitor.settings import KafkaSettings, Settings
 from monitor.store import Store
@@ -102,6 +103,45 @@ def test_an_order_goes_to_the_partition_of_its_model(broker_address: str) -> Non
     found = [message.value() for message in consumer.consume(len(given), 10)]
     consumer.close()
     assert {*found} == {wire.encode(each) for each in given}
+
+
+def test_labels_are_on_their_topic_by_the_id_of_their_prediction(broker_address: str) -> None:
+    settings = Settings(
+        kafka=KafkaSettings(
+            bootstrap=broker_address,
+            topic_prefix=f"labels-{uuid.uuid4().hex[:8]}.",
+            predictions_partitions=2,
+        )
+    )
+    names = wiring.topics(settings)
+    admin = clients.admin(wiring.kafka(settings), orders.logger)
+    topics.create(admin, names, wiring.widths(settings))
+    labels = [Label("m", START + i, f"p{i % 50}", "1") for i in range(400)]
+    messenger = Messenger(settings)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(messenger.take, [labels[i::4] for i in range(4)]))
+    consumer = Consumer({"bootstrap.servers": broker_address, "group.id": "look"})
+    consumer.assign([TopicPartition(names.labels, part, 0) for part in range(2)])
+    found: list[Message] = []
+    while len(found) < len(labels) and (batch := consumer.consume(len(labels), 10)):
+        found += batch
+    consumer.close()
+    assert {m.value() for m in found} == {label.to_json() for label in labels}
+    places = {(m.key(), m.partition()) for m in found}
+    assert len(places) == 50, "labels of one prediction stay in order"
+
+
+def test_a_queue_that_is_full_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(kafka=KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}"))
+    monkeypatch.setattr(wiring, "require_broker", wiring.kafka)
+    monkeypatch.setattr(orders, "_TAKEN_MS", 300)  # what does not get away leaves the queue
+    small = clients.producer_config(wiring.kafka(settings), orders.logger)
+    monkeypatch.setattr(
+        clients, "producer_config", lambda *_: small | {"queue.buffering.max.messages": 10}
+    )
+    labels = [Label("m", START, f"p{i}", "1") for i in range(25)]
+    with pytest.raises(TransientError, match="did not take the labels"):
+        Messenger(settings).take(labels)
 
 
 def test_an_order_that_the_broker_does_not_take_is_not_given_later(
