@@ -39,7 +39,7 @@ def read_rows(value: bytes, *, max_bytes: int, max_columns: int) -> list[dict[st
         return [
             row
             for batch in _batches(value, max_bytes, max_columns)
-            for row in _in_utc(batch).to_pylist()
+            for row in in_utc(batch).to_pylist()
         ]
     except _DAMAGE as err:
         raise _damaged(err) from None
@@ -125,14 +125,14 @@ def _number(of: bytes | memoryview, at: int, width: int) -> int:
     return int.from_bytes(of[at : at + width], "little")
 
 
-def _in_utc(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """``ts`` in UTC and microseconds: naive timestamps are UTC by Arrow's definition, and a zone's name may be unknown here."""
-    index = batch.schema.get_field_index("ts")
+def in_utc(batch: pa.RecordBatch, name: str = "ts") -> pa.RecordBatch:
+    """A column of times, if it is one, in UTC and microseconds: naive timestamps are UTC by Arrow's definition, and a zone's name may be unknown here."""
+    index = batch.schema.get_field_index(name)
     if index < 0 or not types.is_timestamp(batch.schema.field(index).type):
         return batch
     column = batch.column(index)
     exact = column.type.unit != "ns"  # of nanoseconds the rest is cut off; no other unit has one
-    return batch.set_column(index, "ts", pc.cast(column, pa.timestamp("us", "UTC"), safe=exact))
+    return batch.set_column(index, name, pc.cast(column, pa.timestamp("us", "UTC"), safe=exact))
 
 
 def _weight(array: pa.Array) -> int:

@@ -271,3 +271,26 @@ def test_a_missing_event_in_the_ledger_is_exit_code_1(servers: Settings) -> None
     told = _run("ledger", "--json")
     assert told.exit_code == 1
     assert json.loads(told.output)["total"]["unaccounted"] == 1
+
+
+def test_labels_are_loaded_with_the_join_key_of_their_model(
+    servers: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("topics", "create").exit_code == 0
+    spec, source = tmp_path / "churn.yaml", tmp_path / "left.csv"
+    spec.write_text(SPEC + "labels: {join_key: [request_id]}\n")
+    assert _run("apply", str(spec)).exit_code == 0
+    source.write_text("request_id,label,ts\nr1,1,\nr2,,\nr3,0,2013-02-01T05:17:00Z\n")
+    loaded = _run("labels", "load", str(source), "--model", "churn", "--json")
+    said = json.loads(loaded.output)
+    assert (loaded.exit_code, said["accepted"], said["refused"]) == (1, 2, 1)
+    assert said["errors"][0]["row"] == 2
+    told = _run("labels", "load", str(source), "--model", "churn")
+    assert told.output.startswith("accepted 2 of 3 labels\n")
+    assert "missing_field" in told.output
+    source.write_text('{"id": 1, "model": "churn", "label": 1}\n')
+    told = _run("labels", "load", str(source), "--format", "jsonl")
+    assert (told.exit_code, told.output) == (0, "accepted 1 of 1 labels\n")
+    code, error = _main(capsys, "labels", "load", str(source))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no column label, model" in error
