@@ -47,6 +47,13 @@ Overflow = Literal[
     "open_panes",  # ahead of the watermark, with no memory to wait: counted at once, as a correction
     "incidents",  # verdicts that would have opened one more
 ]
+LabelFate = Literal[
+    "joined",  # the prediction has its first label
+    "corrected",  # the prediction has more than one, of which the newest counts
+    "unmatched",  # there is no such prediction, or none yet
+    "found_later",  # the prediction of a label that was there before
+]
+LABEL_FATES: Final[tuple[LabelFate, ...]] = get_args(LabelFate)
 OVERFLOWS: Final[tuple[Overflow, ...]] = get_args(Overflow)
 PROCESSES: Final[tuple[Process, ...]] = get_args(Process)
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
@@ -189,7 +196,12 @@ LABELS_REFUSED: Final = _counter(
     REJECT_REASONS,
 )
 EVALUATOR_WINDOWS: Final = _counter("evaluator_windows_total", "Performance windows computed.")
-EVALUATOR_LABELS: Final = _counter("evaluator_labels_total", "Labels found a prediction for.")
+LABELS: Final = _counter(
+    "labels_total",
+    "Ids of labels that were looked for among the predictions, by what was found: monitor/truth.py.",
+    "fate",
+    LABEL_FATES,
+)
 DELIVERIES: Final = _counter("deliveries_total", "Outbox items that are done.", "outcome", OUTCOMES)
 DELIVERY_ATTEMPTS: Final = _counter("delivery_attempts_total", "Requests to webhooks.")
 OUTBOX_PENDING: Final = _gauge("outbox_pending", "Outbox items that are not done.")

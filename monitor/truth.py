@@ -3,6 +3,25 @@
 A prediction and its label are stored in any order, by different partitions, minutes or months apart. ``arrivals`` notes
 what was stored at which Kafka position; whichever of the two comes second finds the other by id, and the pair goes into
 ``outcomes``, one row per prediction. Joining a range of positions again replaces rows by equal or newer ones.
+
+What becomes of a label; the last column is the series that counts it, ``fate`` of ``driftline_labels_total`` if no other:
+
+    ============= ============================================================ ==============
+    refused       it is none, or is of the future (``labels.checked``)         ``driftline_labels_refused_total``
+    joined        its prediction is stored, and has no other label             ``joined``
+    corrected     its prediction has a label of another ``ts``: the newest     ``corrected``
+                  counts, in whatever order they come, and the revision grows
+    duplicate     its prediction has a label of the same ``ts``: they are one; as what it was
+                  should they differ, the one later in the log counts          the first time
+    early         its prediction is not stored yet: it waits, and is joined    ``unmatched``, then
+                  when the prediction comes                                    ``found_later``
+    unknown       no prediction has its id: kept as long as any label          ``unmatched``
+    too late      more than ``HORIZON_MS`` after its prediction, which is      ``unmatched``
+                  past the retention: never joined
+    too early     more than ``SKEW_MS`` before its prediction: never joined    ``unmatched``
+    ============= ============================================================ ==============
+
+The series say what was found when a label came, so a restart in the middle of a step counts the step twice; the rows do not.
 """
 
 from __future__ import annotations
@@ -40,14 +59,30 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Rows of one model and partition in some ranges: how many, and their event times."""
+    """Rows of one model and partition in some ranges: how many, of how many ids, and their event times."""
 
     model: str
     topic: Topic
     partition: int
     n: int
+    ids: int
     first_ms: int
     last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Predictions in some ranges, or of the labels in them, that have a label now.
+
+    Attributes:
+        starts: of the units of time in which they were made, ascending.
+        predictions: how many they are.
+        corrected: how many of them have more than one label.
+    """
+
+    starts: Sequence[int]
+    predictions: int
+    corrected: int
 
 
 class Truth:
@@ -83,18 +118,13 @@ class Truth:
         rows = self._link.rows(query, {"topic": topic, **_bounds(ranges)})
         return [Arrived(topic=topic, **row) for row in rows]
 
-    def join(
-        self, ranges: Sequence[Range], arrived: Sequence[Arrived], *, unit_ms: int
-    ) -> list[int]:
+    def join(self, ranges: Sequence[Range], arrived: Sequence[Arrived], *, unit_ms: int) -> Joined:
         """Join what arrived of one model in ranges of one topic.
 
         Args:
             ranges: of one topic.
             arrived: what ``arrived(ranges)`` says about one model; not empty.
-            unit_ms: resolution of the answer.
-
-        Returns:
-            The starts, in whole units, of the event times of the predictions that have a label and were in these ranges.
+            unit_ms: resolution of ``Joined.starts``.
         """
         first, last = min(a.first_ms for a in arrived), max(a.last_ms for a in arrived)
         labels = arrived[0].topic == "labels"
@@ -109,9 +139,12 @@ class Truth:
         }
         ids = _IDS.replace("{inside}", _inside(ranges))
         self._link.execute(_JOIN.replace("{ids}", ids), parameters)
-        touched = self._link.arrow(_TOUCHED.replace("{ids}", ids), parameters)
-        starts: list[int] = touched.column("start").to_pylist()
-        return starts
+        touched = self._link.rows(_TOUCHED.replace("{ids}", ids), parameters)
+        return Joined(
+            starts=[row["start"] for row in touched],
+            predictions=sum(row["n"] for row in touched),
+            corrected=sum(row["corrected"] for row in touched),
+        )
 
     def outcomes(self, model: str, from_ms: int, to_ms: int) -> Outcomes:
         """Labelled predictions with event times in ``[from_ms, to_ms)``."""
@@ -188,7 +221,7 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 
 _ARRIVED: Final = """
-SELECT model, partition, count() AS n, toUnixTimestamp64Milli(min(ts)) AS first_ms,
+SELECT model, partition, count() AS n, uniqExact(id) AS ids, toUnixTimestamp64Milli(min(ts)) AS first_ms,
   toUnixTimestamp64Milli(max(ts)) AS last_ms
 FROM arrivals WHERE topic = {topic:String} AND ({inside}) GROUP BY model, partition ORDER BY model, partition"""
 _IDS: Final = (
@@ -197,21 +230,26 @@ _IDS: Final = (
 _AT: Final = "fromUnixTimestamp64Milli({%s:Int64}, 'UTC')"
 _FROM, _TO, _LABELS_FROM = _AT % "from_ms", _AT % "to_ms", _AT % "labels_from_ms"
 _SCOPE: Final = f"model = {{model:String}} AND ts >= {_FROM} AND ts < {_TO}"
+# Which labels are a prediction's is a matter of the two alone, and not of what else is joined now.
 # `labels` counts distinct times: a label that was stored twice is one label.
 _JOIN: Final = f"""
 INSERT INTO outcomes (model, ts, id, version, segments, prediction, score, label, label_ts, labels)
-SELECT p.model, p.ts, p.id, p.version, p.segments, p.prediction, p.score, l.label, l.label_ts, l.labels
+SELECT p.model, p.ts, p.id, any(p.version), any(p.segments), any(p.prediction), any(p.score),
+  argMax(l.label, (l.ts, l.position)), max(l.ts), toUInt32(uniqExact(l.ts))
 FROM (
   SELECT model, ts, id, version, segments, prediction, score FROM predictions
   WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND id IN ({{ids}})
 ) AS p
 INNER JOIN (
-  SELECT id, argMax(label, (ts, position)) AS label, max(ts) AS label_ts, toUInt32(uniqExact(ts)) AS labels FROM labels
-  WHERE model = {{model:String}} AND ts >= {_LABELS_FROM} AND id IN ({{ids}}) GROUP BY id
-) AS l ON p.id = l.id"""  # noqa: S608 - constants
+  SELECT id, ts, position, label FROM labels WHERE model = {{model:String}} AND ts >= {_LABELS_FROM} AND id IN ({{ids}})
+) AS l ON p.id = l.id
+WHERE l.ts >= p.ts - INTERVAL {SKEW_MS // _DAY_MS} DAY AND l.ts <= p.ts + INTERVAL {HORIZON_MS // _DAY_MS} DAY
+GROUP BY p.model, p.ts, p.id"""  # noqa: S608 - constants
 _TOUCHED: Final = f"""
-SELECT DISTINCT intDiv(toUnixTimestamp64Milli(ts), {{unit:Int64}}) * {{unit:Int64}} AS start FROM outcomes
-WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND id IN ({{ids}}) ORDER BY start"""  # noqa: S608 - constants
+SELECT intDiv(toUnixTimestamp64Milli(ts), {{unit:Int64}}) * {{unit:Int64}} AS start,
+  uniqExact(ts, id) AS n, uniqExactIf((ts, id), labels > 1) AS corrected
+FROM outcomes
+WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND id IN ({{ids}}) GROUP BY start ORDER BY start"""  # noqa: S608 - constants
 _OUTCOMES: Final = f"""
 SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toUnixTimestamp64Milli(label_ts) AS label_ms, labels, version, segments,
   prediction, ifNull(score, nan) AS score, label

@@ -36,7 +36,7 @@ from monitor.errors import TransientError
 from monitor.scoring import Place, measure
 from monitor.settings import Settings
 from monitor.spec import ModelSpec
-from monitor.truth import Arrived, Range, Topic, Truth
+from monitor.truth import Arrived, Joined, Range, Topic, Truth
 from monitor.wire import Performance
 from streams import clients, wiring
 from streams.clients import consumer_config, producer_config
@@ -155,13 +155,12 @@ class Evaluator:
             for model in sorted({a.model for a in arrived}):
                 rows = [a for a in arrived if a.model == model]
                 unit = gcd(*_sizes(specs[model])) if model in specs else HOUR_MS
-                touched.setdefault(model, set()).update(
-                    self._truth.join(ranges, rows, unit_ms=unit)
-                )
+                found = self._truth.join(ranges, rows, unit_ms=unit)
+                touched.setdefault(model, set()).update(found.starts)
                 joined += sum(a.n for a in rows)
+                _count(topic, rows, found)
             if topic == "labels":
                 self._note(arrived)
-                metrics.EVALUATOR_LABELS.inc(sum(a.n for a in arrived))
             for done in ranges:
                 self._state.cursor[_key(topic, done.partition)] = done.stop
         return touched, joined
@@ -243,6 +242,17 @@ class Evaluator:
             outcomes = self._truth.outcomes(spec.model, pull[0], pull[-1] + size)
             messages = measure(spec, size, places, outcomes, final_ms=final_ms)
             yield [message for message in messages if message.final or message.labelled]
+
+
+def _count(topic: Topic, arrived: Iterable[Arrived], found: Joined) -> None:
+    """What became of labels, as far as a join tells: see ``monitor.truth``."""
+    if topic == "scored":
+        metrics.LABELS.labels("found_later").inc(found.predictions)
+        return
+    metrics.LABELS.labels("joined").inc(found.predictions - found.corrected)
+    metrics.LABELS.labels("corrected").inc(found.corrected)
+    unmatched = sum(a.ids for a in arrived) - found.predictions
+    metrics.LABELS.labels("unmatched").inc(max(0, unmatched))  # an id may be of two predictions
 
 
 def _runs(starts: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from sklearn import metrics as oracle
 
-from monitor import store, wire
+from monitor import metrics, store, wire
 from monitor.errors import TransientError
 from monitor.settings import ClickHouseSettings, KafkaSettings, Settings
 from monitor.spec import ModelSpec, parse_spec
@@ -549,6 +549,73 @@ def test_labels_are_complete_up_to_the_slowest_of_the_partitions_that_had_some(
     world.store_labels([Label("y", START + 5 * DAY, "1")], partition=0)  # and none in the other
     settle(world, evaluator)
     assert world.finals(DAY)
+
+
+@dataclass(frozen=True)
+class Fate:
+    """A story of a prediction, ``P``, and of labels: whose, how many hours after it was made, and what they say. Then what its day says."""
+
+    name: str
+    story: str
+    counted: dict[str, int]
+    day: tuple[int, int, int] | None = None  # labelled, revision, errors
+
+
+LATE = 180 * 24  # hours of the retention
+FATES = [
+    Fate("joined", "P, a 1 1", {"joined": 1}, (1, 1, 0)),
+    Fate("corrected", "P, a 1 1, a 2 0", {"joined": 1, "corrected": 1}, (1, 2, 1)),
+    Fate("corrected, the older comes later", "P, a 2 0, a 1 1", {"joined": 1, "corrected": 1}, (1, 2, 1)),
+    Fate("duplicate", "P, a 1 0, a 1 0", {"joined": 2}, (1, 1, 1)),
+    Fate("duplicate that says something else", "P, a 1 1, a 1 0", {"joined": 2}, (1, 1, 1)),
+    Fate("early", "a 1 0, P", {"unmatched": 1, "found_later": 1}, (1, 1, 1)),
+    Fate("early twice", "a 1 1, a 2 0, P", {"unmatched": 2, "found_later": 1}, (1, 2, 1)),
+    Fate("early, corrected", "a 1 1, P, a 2 0", {"unmatched": 1, "found_later": 1, "corrected": 1}, (1, 2, 1)),
+    Fate("unknown", "P, b 1 0", {"unmatched": 1}),
+    Fate("late", f"P, a {LATE} 0", {"joined": 1}, (1, 1, 1)),
+    Fate("too late", f"P, a {LATE + 1} 0", {"unmatched": 1}),
+    Fate("too late, early", f"a {LATE + 1} 0, P", {"unmatched": 1}),
+    Fate("of a clock that is behind", "P, a -24 0", {"joined": 1}, (1, 1, 1)),
+    Fate("too early", "P, a -25 0", {"unmatched": 1}),
+    Fate("too early, early", "a -25 0, P", {"unmatched": 1}),
+]  # fmt: skip
+
+
+def tell(world: World, fate: Fate, at: int, after_each: Callable[[], None]) -> None:
+    for word in fate.story.split(", "):
+        if word == "P":
+            world.store_predictions([Prediction(f"a{at}", at, "7", "UA", "1", 0.9)])
+        else:
+            name, hours, label = word.split()
+            world.store_labels([Label(f"{name}{at}", at + int(hours) * HOUR, label)])
+        after_each()
+
+
+def day_of(world: World, at: int) -> tuple[int, int, int] | None:
+    days = [m for m in world.emitted if (m.size_ms, m.start_ms, m.segment) == (DAY, at, "")]
+    return (days[-1].labelled, days[-1].revision, days[-1].errors) if days else None
+
+
+def test_each_label_has_a_fate_and_is_counted_by_it(world: World) -> None:
+    evaluator = world.evaluator()
+    for i, fate in enumerate(FATES):
+        at, before = START + i * DAY, counted()
+        tell(world, fate, at, lambda: settle(world, evaluator))
+        assert day_of(world, at) == fate.day, fate.name
+        seen = {name: n - before[name] for name, n in counted().items() if n > before[name]}
+        assert seen == fate.counted, fate.name
+
+
+def test_the_fate_of_a_label_does_not_depend_on_what_it_is_joined_with(world: World) -> None:
+    for i, fate in enumerate(FATES):
+        tell(world, fate, START + i * DAY, lambda: None)
+    settle(world, world.evaluator())
+    for i, fate in enumerate(FATES):
+        assert day_of(world, START + i * DAY) == fate.day, fate.name
+
+
+def counted() -> dict[str, float]:
+    return {fate: metrics.LABELS.labels(fate)._value.get() for fate in metrics.LABEL_FATES}
 
 
 def asked(question: Callable[[], Progress]) -> Progress:
