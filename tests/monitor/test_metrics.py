@@ -41,6 +41,7 @@ def test_labels_are_closed_lists_topics_or_partitions() -> None:
         "cause",
         "table",
         "outcome",
+        "fate",
     }
     used = {label for metric in _all().values() for label in metric._labelnames}
     assert used == bounded
