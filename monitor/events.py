@@ -29,6 +29,7 @@ _SMALLEST_MS: Final = 100_000_000_000
 _MAX_TEXT: Final = 256
 _TAG: Final = "tags."
 _CLOUDEVENT_ID: Final = ("ce-id", "ce_id")  # as HTTP and as Kafka spell it
+_ATTRIBUTES: Final = (("id", "ce_id", "ce-id"), ("time", "ce_time", "ce-time"))
 _LEAST_BYTES: Final = 32  # of an event with all that is required; a list of "{}" would cost seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
@@ -185,7 +186,7 @@ def cloudevent_attributes(headers: Mapping[str, bytes]) -> dict[str, str]:
     """``id`` and ``time`` of a CloudEvent whose attributes are headers, as ``ce_id`` or, where a bridge took HTTP's over, ``ce-id``."""
     if not headers:
         return {}
-    found = {name: headers.get(f"ce_{name}", headers.get(f"ce-{name}")) for name in ("id", "time")}
+    found = {name: headers.get(kafka, headers.get(http)) for name, kafka, http in _ATTRIBUTES}
     return {name: text.decode("utf-8", "replace") for name, text in found.items() if text}
 
 
