@@ -69,6 +69,7 @@ def test_every_command_is_known_to_these_tests() -> None:
         ".venv/bin/driftline incident approve 3fa2c1",
         ".venv/bin/driftline backtest --model churn --budget 1/7d --psi 0.1 --ks-p 0.05 --incidents known.csv",  # tests/streams/test_backtest.py
         ".venv/bin/driftline budget",  # here
+        ".venv/bin/driftline labels load left.csv --model churn --id-column order --label-column left",  # tests/streams/test_cli.py
         "docker compose up --build --detach",  # tests/test_compose.py
     }
     assert set(COMMANDS) == tested

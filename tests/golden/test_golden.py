@@ -77,6 +77,15 @@ def form(value: Any) -> Any:
             return type(value).__name__
 
 
+def without_added(row: Any, before: Any) -> Any:
+    """A row is its schema version and its fields by place: those that were added since are at its end."""
+    match row, before:
+        case [version_, list() as fields], [_, list() as known_]:
+            return [version_, fields[: len(known_)]]
+        case _:
+            return row
+
+
 @pytest.mark.parametrize("name", sorted(known(version("driftline"))))
 def test_what_is_written_today_has_the_form_and_the_meaning_of_the_golden_file(name: str) -> None:
     folder, sample = FOLDER / version("driftline"), known(version("driftline"))[name]
@@ -84,8 +93,8 @@ def test_what_is_written_today_has_the_form_and_the_meaning_of_the_golden_file(n
     assert today[:1] == golden[:1]
     if name.startswith("state-"):
         assert unpacked(today).keys() == unpacked(golden).keys()
-        forms = [{key: form(row) for key, row in unpacked(v).items()} for v in (today, golden)]
-        assert alike(*forms)
+        now, then = ({key: form(row) for key, row in unpacked(v).items()} for v in (today, golden))
+        assert alike({key: without_added(row, then[key]) for key, row in now.items()}, then)
     elif name.startswith("message-"):
         assert alike(form(today), form(golden))
     else:

@@ -1,0 +1,153 @@
+"""What the comparison of two versions promises, measured: ``python -m load.canaries [--short] [--readme]``.
+
+Pairs of made-up versions, looked at after every window of 100 labels each, with the rates of both swinging through a season together:
+
+- *no difference*: how often the new one is called worse in the whole time, which the error rate bounds
+- *worse by just the margin*: how often it is called "not worse within margin", which the error rate bounds as well
+- *worse*: how many labels of the new version it took until it was called so
+
+Then the demo's bad release: version 8 beside version 7, with the flights' own labels in windows of a day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from load.markdown import README, table, write_block
+from monitor.canary import Answer, Canary, Comparison, Rates
+from streams.demo import flights, replay
+
+PER_WINDOW: Final = 100
+WINDOWS: Final = 200  # 20,000 labels of each version
+ERROR_RATE: Final = 0.01
+MARGIN: Final = 0.02
+PROMISED: Final = {
+    0.03: 12_000,
+    0.1: 1_200,
+}  # labels of the new version in nine cases of ten: monitor.canary
+DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table. ``median`` and ``nine_in_ten``: labels until the answer "worse", infinite where it never came."""
+
+    name: str
+    pairs: int
+    worse: int
+    not_worse: int
+    median: float
+    nine_in_ten: float
+
+
+def watch(rate: float, difference: float, rng: np.random.Generator) -> tuple[set[Answer], float]:
+    """All answers that a pair ever gets, and after how many labels it was "worse"."""
+    canary = Canary(ERROR_RATE, MARGIN)
+    swing = rate * 0.4 * np.sin(np.arange(WINDOWS) * 2 * np.pi / 50)
+    old = rng.binomial(PER_WINDOW, rate + swing)
+    new = rng.binomial(PER_WINDOW, rate + swing + difference)
+    seen: set[Answer] = set()
+    for x, y in zip(old.tolist(), new.tolist(), strict=True):
+        known = canary.update(Rates(PER_WINDOW, x, PER_WINDOW, y))
+        seen.add(known.answer)
+        if known.answer == "worse" and known.decided_after is not None:
+            return seen, known.decided_after
+    return seen, np.inf
+
+
+def run(name: str, rate: float, difference: float, pairs: int, seed: int) -> Row:
+    """Watch that many pairs."""
+    rng = np.random.default_rng(seed)
+    seen = [watch(rate, difference, rng) for _ in range(pairs)]
+    after = np.sort([labels for _, labels in seen])
+    return Row(
+        name,
+        pairs,
+        sum("worse" in answers for answers, _ in seen),
+        sum("not_worse" in answers for answers, _ in seen),
+        float(after[(pairs - 1) // 2]),
+        float(after[-(-9 * pairs // 10) - 1]),
+    )
+
+
+def bad_release() -> Comparison:
+    """The flights of the demo's bad release by the day they were predicted on, all labels in."""
+    year = flights.load(np.random.default_rng(2013))
+    said: dict[str, tuple[int, str, int]] = {}
+    days: dict[int, dict[str, list[int]]] = {}
+    month = int(str(np.datetime64(replay.BAD_RELEASE.from_ms, "ms"))[5:7])
+    for batch in replay.served(year, replay.train(year), months=[month]):
+        for message in batch.events:
+            event = msgspec.json.decode(message.value)
+            at = int(np.datetime64(event["ts"].rstrip("Z"), "ms").astype(np.int64))
+            said[event["id"]] = at // DAY_MS, event["version"], event["prediction"]
+        for message in batch.labels:
+            event = msgspec.json.decode(message.value)
+            day, version, prediction = said[event["id"]]
+            counts = days.setdefault(day, {}).setdefault(version, [0, 0])
+            counts[0] += 1
+            counts[1] += prediction != event["label"]
+    canary = Canary(ERROR_RATE, MARGIN)
+    for _, of in sorted(days.items()):
+        if replay.CANARY_VERSION in of:
+            old, new = of[replay.VERSION], of[replay.CANARY_VERSION]
+            canary.update(Rates(old[0], old[1], new[0], new[1]))
+    return canary.known
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table; 1 where a promise is not kept."""
+    parser = argparse.ArgumentParser(prog="python -m load.canaries", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="60 pairs instead of 1,000")
+    parser.add_argument("--readme", action="store_true", help="write the block of the README, too")
+    options = parser.parse_args(arguments)
+    pairs = 60 if options.short else 1_000
+    equal = run("no difference", 0.2, 0.0, pairs, 1)
+    margin = run("worse by the margin of 2 points", 0.2, MARGIN, pairs, 2)
+    worse = {
+        points: run(f"worse by {round(100 * points)} points", 0.2, points, pairs // 4, 3)
+        for points in PROMISED
+    }
+    release = bad_release()
+    rows = [
+        (
+            row.name,
+            *(f"{count:,}" for count in (row.pairs, row.worse, row.not_worse)),
+            _labels(row.median),
+            _labels(row.nine_in_ten),
+        )
+        for row in (equal, margin, *worse.values())
+    ]
+    header = ("The new version is", "pairs", "called worse", "called not worse", "labels: median", "9 in 10")  # fmt: skip
+    words = (
+        f"The demo's bad release: {release.answer.replace('_', ' ')} after {_labels(release.decided_after)} labelled flights of version "
+        f"{replay.CANARY_VERSION}; it errs {100 * release.difference:.1f} points more often."
+    )
+    body = f"{table(header, rows)}\n\n{words}"
+    sys.stdout.write(f"{body}\n")
+    if options.readme:
+        write_block(README, "canaries", body)
+    # Three standard deviations above the rate where few pairs are watched.
+    most = ERROR_RATE * pairs + (3 * (ERROR_RATE * pairs) ** 0.5 if options.short else 0)
+    kept = (
+        equal.worse <= most,
+        margin.not_worse <= most,
+        all(row.nine_in_ten <= PROMISED[points] for points, row in worse.items()),
+        release.answer == "worse",
+    )
+    return int(not all(kept))
+
+
+def _labels(n: float | None) -> str:
+    return "-" if n is None or np.isinf(n) else f"{round(n):,}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
