@@ -113,13 +113,14 @@ export function lines(series, { label }) {
   }
   series.forEach((one, i) => {
     const path = one.points.map((p, j) => `${j ? "L" : "M"}${x(p.x).toFixed(1)},${y(p.y).toFixed(1)}`).join("");
-    chart.append(svg("path", { class: `line v${i % 5}`, d: path }));
+    const color = `v${(one.color ?? i) % 5}`;
+    chart.append(svg("path", { class: `line ${color}${one.dashed ? " dashed" : ""}`, d: path }));
     for (const p of one.points) {
-      chart.append(svg("circle", { class: `v${i % 5}`, cx: x(p.x), cy: y(p.y), r: 2 }, svg("title", {}, `${one.name}, ${time(p.x)} UTC: ${number(p.y)} (${p.note})`)));
+      chart.append(svg("circle", { class: color, cx: x(p.x), cy: y(p.y), r: 2 }, svg("title", {}, `${one.name}, ${time(p.x)} UTC: ${number(p.y)} (${p.note})`)));
     }
   });
   return el("div", {}, chart, el("ul", { class: "legend" }, ...series.map((one, i) =>
-    el("li", {}, svg("svg", { width: 12, height: 12 }, svg("rect", { class: `v${i % 5}`, width: 12, height: 12, rx: 2 })), one.name))));
+    el("li", {}, svg("svg", { width: 12, height: 12 }, svg("rect", { class: `v${(one.color ?? i) % 5}`, ...(one.dashed ? { y: 5, width: 12, height: 3 } : { width: 12, height: 12, rx: 2 }) })), one.name))));
 }
 
 function range(values) {

@@ -130,10 +130,16 @@ async function performance(model) {
   const sizes = [...new Set(items.map((row) => row.size_ms))];
   const size = sizes.includes(Number($("size").value)) ? Number($("size").value) : Math.max(...sizes, 0);
   const rows = items.filter((row) => row.size_ms === size && row.segment === "" && row.metrics[metric] !== undefined).sort((a, b) => a.start_ms - b.start_ms);
-  const series = [...new Set(rows.map((row) => row.version))].sort().map((version) => ({
-    name: `version ${version}`,
-    points: rows.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, y: row.metrics[metric], note: `${number(row.labelled)} of ${number(row.predictions)} labelled` })),
-  }));
+  const estimated = (await ask(`${modelPath(model.model)}/estimates`, { metric, ...(size ? { size_ms: size } : {}) })).items.sort((a, b) => a.start_ms - b.start_ms);
+  const versions = [...new Set([...rows, ...estimated].map((row) => row.version))].sort();
+  const between = (low, high) => `${number(low)} to ${number(high)}`;
+  const said = (row) => `${number(row.labelled)} of ${number(row.predictions)} labelled${row.intervals[metric] ? `; 95 %: ${between(...row.intervals[metric])}` : ""}`;
+  const of = (found, version, point) => found.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, ...point(row) }));
+  // An estimate is a dashed line behind what the labels say, in the colour of its version.
+  const series = versions.flatMap((version, color) => [
+    { name: `version ${version}, estimated`, dashed: true, color, points: of(estimated, version, (row) => ({ y: row.estimate, note: `estimate; ${between(row.low, row.high)}` })) },
+    { name: `version ${version}`, color, points: of(rows, version, (row) => ({ y: row.metrics[metric], note: said(row) })) },
+  ]).filter((one) => one.points.length);
   $("performance").replaceChildren(series.length ? lines(series, { label: `${metric} by version over time` }) : empty("No labels have come yet."));
 }
 
