@@ -178,7 +178,10 @@ def mark_clean(entry: Case, window: Verdicts) -> Case:
     }
     if members:
         entry = replace(entry, members={**entry.members, **members})
-    harmless = any(v.kind in LABEL_KINDS and v.status == "ok" for v in window.verdicts)
+    # An estimate, which comes with the window itself, is not what the labels say.
+    harmless = window.source == "performance" and any(
+        v.kind in LABEL_KINDS and v.status == "ok" for v in window.verdicts
+    )
     if harmless and window.end_ms > entry.incident.onset_ms:
         entry = replace(entry, labels_clean_ms=max(window.end_ms, entry.labels_clean_ms or 0))
     return entry

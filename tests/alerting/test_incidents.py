@@ -413,6 +413,12 @@ def test_labels_decide_what_a_drift_meant_within_one_incident() -> None:
     assert len(book.open) == 1
 
 
+def test_an_estimate_in_a_window_does_not_stand_for_its_labels() -> None:
+    estimate = verdict("performance", "ok", feature="", statistic="estimated_accuracy")
+    _, changes = run([judged(verdict(), estimate, day=i, closes=True) for i in range(3)])
+    assert told(changes) == [("fired", "7", "unknown")]
+
+
 def test_performance_that_falls_without_any_input_drift_is_concept_drift() -> None:
     _, changes = run([judged(labels(), source="performance", closes=True)])
     assert told(changes) == [("fired", "7", "concept_drift")]
