@@ -251,6 +251,9 @@ def migrate(
     link = ClickHouse(client, database)
     link.execute(_MIGRATIONS_TABLE)
     for migration in missing:
+        # Another process may have come to the end meanwhile: what an old migration makes, a later one may have renamed.
+        if migration.version in _applied(client, database):
+            continue
         with translated():
             mine = _apply(client, database, migration)
         if mine:

@@ -66,7 +66,8 @@ def test_a_bet_on_one_value_gains_nothing_on_average_whatever_the_distribution(
     weights = weights / weights.sum()
     values = values - weights @ values
     spread = math.sqrt(float(weights @ values**2))
-    if spread > 0:
+    # Equal values have a mean that is off by a last digit: what is left of them is no distribution around 0.
+    if spread > 1e-9:
         values = values / spread * deviation
     assert weights @ np.exp(bet_gain(bet, values - below, 0.0)) <= 1 + 1e-12
 
