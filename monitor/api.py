@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -41,7 +41,8 @@ from monitor.labels import Take
 from monitor.observed import Observed
 from monitor.orders import Give
 from monitor.settings import ApiSettings, Settings
-from monitor.store import FOREVER_MS, Store
+from monitor.store import Store
+from monitor.tables import FOREVER_MS
 from monitor.wire import IncidentState, VerdictStatus
 
 PAGE: Final = Path(__file__).parent / "page"
@@ -61,6 +62,29 @@ AnySegment = Annotated[str | None, Query(max_length=256)]
 Size = Annotated[int | None, Query(gt=0)]
 TimeMs = Annotated[int, Query(ge=0, le=FOREVER_MS)]
 Limit = Annotated[int | None, Query(ge=1, description="At most and by default api.page_size.")]
+
+
+class _Span(NamedTuple):
+    """Rows of which times are wanted, and how many."""
+
+    from_ms: int
+    to_ms: int
+    limit: int | None
+
+    def page(
+        self, ask: Callable[..., list[Any]], page_size: int, *about: str, **scope: Any
+    ) -> Response:
+        """The page of what ``ask`` finds of them; the other arguments are its own."""
+        most = _most(self.limit, page_size)
+        span = {"from_ms": self.from_ms, "to_ms": self.to_ms, "limit": most + 1}
+        return _page(ask(*about, **scope, **span), most)
+
+
+def _span(from_ms: TimeMs = 0, to_ms: TimeMs = FOREVER_MS, limit: Limit = None) -> _Span:
+    return _Span(from_ms, to_ms, limit)
+
+
+Span = Annotated[_Span, Depends(_span)]
 Next: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
@@ -163,100 +187,56 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
 
     @router.get("/{model:path}/windows")
     def windows(
-        model: str,
-        version: Text = None,
-        segment: Segment = "",
-        size_ms: Size = None,
-        from_ms: TimeMs = 0,
-        to_ms: TimeMs = FOREVER_MS,
-        limit: Limit = None,
+        model: str, span: Span, version: Text = None, segment: Segment = "", size_ms: Size = None
     ) -> Response:
-        most = _most(limit, page_size)
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
-        return _page(
-            store.windows(model, **scope, from_ms=from_ms, to_ms=to_ms, limit=most + 1), most
-        )
+        return span.page(store.windows, page_size, model, **scope)
 
     @router.get("/{model:path}/verdicts")
     def verdicts(
         model: str,
+        span: Span,
         version: Text = None,
         segment: AnySegment = None,
         feature: Text = None,
         statistic: Text = None,
         status: VerdictStatus | None = None,
-        from_ms: TimeMs = 0,
-        to_ms: TimeMs = FOREVER_MS,
-        limit: Limit = None,
     ) -> Response:
-        most = _most(limit, page_size)
         scope: dict[str, Any] = {"version": version, "segment": segment, "feature": feature}
-        return _page(
-            store.verdicts(
-                model,
-                **scope,
-                statistic=statistic,
-                status=status,
-                from_ms=from_ms,
-                to_ms=to_ms,
-                limit=most + 1,
-            ),
-            most,
+        return span.page(
+            store.verdicts, page_size, model, **scope, statistic=statistic, status=status
         )
 
     @router.get("/{model:path}/performance")
     def performance(
         model: str,
+        span: Span,
         version: Text = None,
         segment: Segment = "",
         size_ms: Size = None,
         final: bool = False,
-        from_ms: TimeMs = 0,
-        to_ms: TimeMs = FOREVER_MS,
-        limit: Limit = None,
     ) -> Response:
-        most = _most(limit, page_size)
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
-        return _page(
-            store.performance(
-                model, **scope, final=final, from_ms=from_ms, to_ms=to_ms, limit=most + 1
-            ),
-            most,
-        )
+        return span.page(store.performance, page_size, model, **scope, final=final)
 
     @router.get("/{model:path}/estimates")
     def estimates(
-        model: str,
-        version: Text = None,
-        size_ms: Size = None,
-        metric: Text = None,
-        from_ms: TimeMs = 0,
-        to_ms: TimeMs = FOREVER_MS,
-        limit: Limit = None,
+        model: str, span: Span, version: Text = None, size_ms: Size = None, metric: Text = None
     ) -> Response:
-        most = _most(limit, page_size)
         scope: dict[str, Any] = {"version": version, "size_ms": size_ms, "metric": metric}
-        return _page(
-            store.estimates(model, **scope, from_ms=from_ms, to_ms=to_ms, limit=most + 1), most
-        )
+        return span.page(store.estimates, page_size, model, **scope)
 
     @router.get("/{model:path}/features/{feature}/series")
     def feature_series(
         model: str,
         feature: str,
+        span: Span,
         size_ms: Annotated[int, Query(gt=0)],
         version: Text = None,
         segment: Segment = "",
-        from_ms: TimeMs = 0,
-        to_ms: TimeMs = FOREVER_MS,
-        limit: Limit = None,
     ) -> Response:
-        most = _most(limit, page_size)
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
-        return _page(
-            store.feature(model, feature, **scope, from_ms=from_ms, to_ms=to_ms, limit=most + 1),
-            most,
-        )
+        return span.page(store.feature, page_size, model, feature, **scope)
 
     @router.get("/{model:path}/features/{feature}")
     def distribution(

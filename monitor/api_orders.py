@@ -22,7 +22,8 @@ from monitor.errors import ConfigError, DriftlineError, NothingToDoError, Transi
 from monitor.labels import Take
 from monitor.orders import Give, Kind, order
 from monitor.spec import parse_duration_ms
-from monitor.store import FOREVER_MS, Store
+from monitor.store import Store
+from monitor.tables import FOREVER_MS
 from monitor.wire import Command
 
 RETRY_AFTER_S: Final = 5

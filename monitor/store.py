@@ -25,8 +25,7 @@ from monitor.profile import Layout
 from monitor.settings import ClickHouseSettings
 from monitor.spec import AlarmBudget
 from monitor.spending import Opened, Spending, spend
-from monitor.tables import FOREVER_MS as FOREVER_MS  # for whoever asks with it
-from monitor.tables import TableName
+from monitor.tables import FOREVER_MS, TableName
 from monitor.versions import OTHER_VERSION
 from monitor.wire import Delivery, Incident, IncidentState, Performance, VerdictStatus
 

@@ -16,7 +16,7 @@ from monitor import store
 from monitor.errors import ConfigError, DriftlineError
 from monitor.history import History
 from monitor.settings import Settings
-from monitor.store import FOREVER_MS
+from monitor.tables import FOREVER_MS
 from streams.authoring import followed
 
 _MAX_FILE: Final = 8 << 20

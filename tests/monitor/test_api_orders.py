@@ -17,7 +17,8 @@ from monitor import api
 from monitor.api_orders import MAX_BODY, Desk
 from monitor.errors import ConfigError, TransientError
 from monitor.settings import ApiSettings
-from monitor.store import FOREVER_MS, ModelRow, Store
+from monitor.store import ModelRow, Store
+from monitor.tables import FOREVER_MS
 from monitor.wire import Command, Incident
 from tests.alerting.builders import DAY, HOUR, MODEL
 from tests.alerting.test_payloads import item

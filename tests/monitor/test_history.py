@@ -15,8 +15,8 @@ from monitor.panes import ClosedWindow
 from monitor.profile import Layout, Profile
 from monitor.reference import Reference
 from monitor.settings import ClickHouseSettings
-from monitor.store import FOREVER_MS, Store
-from monitor.tables import to_table, verdict_rows, window_rows
+from monitor.store import Store
+from monitor.tables import FOREVER_MS, to_table, verdict_rows, window_rows
 from monitor.wire import Verdict, Verdicts, Window
 from tests.monitor import builders
 from tests.monitor.builders import HOUR, MINUTE, MODEL, START
