@@ -29,7 +29,7 @@ from load.sources import Checkout, Flights, Source
 from monitor import environment
 from monitor.errors import ConfigError, DriftlineError
 from streams import wiring
-from streams.clients import producer_config
+from streams.clients import enqueue, producer_config
 from streams.demo.replay import Batch, Message
 from streams.topics import Topics
 
@@ -102,15 +102,8 @@ class Sender:
         self.lost += self._producer.flush(_FLUSH_S)
 
     def _put(self, topic: str, message: Message) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    topic, key=message.key, value=message.value, on_delivery=self._delivered
-                )
-            except BufferError:
-                self._producer.poll(_TURN_S)
-            else:
-                return
+        record = {"topic": topic, "key": message.key, "value": message.value}
+        enqueue(self._producer, {**record, "on_delivery": self._delivered})
 
     def _delivered(self, error: KafkaError | None, _: object) -> None:
         self.lost += error is not None

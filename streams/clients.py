@@ -7,6 +7,7 @@ they are never part of a ``repr``, a log line or an error of this module.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -194,7 +195,10 @@ def write(
     answers: list[str | None] = []  # a list, since whichever thread polls may add to it
     sent = 0
     for record in records:
-        _produce(producer, record, lambda error, _: answers.append(error and error.str()))
+        answered = {"on_delivery": lambda error, _: answers.append(error and error.str())}
+        if not enqueue(producer, {**record, **answered}, within_s=_TAKEN_S):
+            raise TransientError(f"the queue to the broker at {bootstrap} stays full")
+        producer.poll(0)
         sent += 1
     deadline = time.monotonic() + _TAKEN_S
     # Not until the queue is empty: other threads may fill it as fast.
@@ -206,19 +210,18 @@ def write(
         raise TransientError(f"the broker at {bootstrap} did not take {what}: {why}")
 
 
-def _produce(producer: Producer, record: Mapping[str, Any], answered: Callable[..., None]) -> None:
-    """Into the producer's queue; while that is full, what is in it goes first."""
-    deadline = time.monotonic() + _TAKEN_S
+def enqueue(producer: Producer, record: Mapping[str, Any], *, within_s: float = math.inf) -> bool:
+    """Put a record, the arguments of ``produce``, into the producer's queue. While that is full, what is in it goes first; ``False`` if it stays full."""
+    deadline = time.monotonic() + within_s
     while True:
         try:
-            producer.produce(**record, on_delivery=answered)
+            producer.produce(**record)
         except BufferError:
             if time.monotonic() > deadline:
-                raise TransientError("the queue to the broker stays full") from None
+                return False
             producer.poll(_TURN_S)
         else:
-            producer.poll(0)
-            return
+            return True
 
 
 def transaction_timeout_ms(settings: KafkaSettings) -> int:

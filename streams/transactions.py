@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from streams.clients import KafkaSettings, bounded, producer_config
+from streams.clients import KafkaSettings, bounded, enqueue, producer_config
 
 TIMEOUT_S: Final = 10.0
 _ATTEMPTS: Final = 5
@@ -61,21 +61,12 @@ class Transactions:
         try:
             self._producer.begin_transaction()
             for record in records:
-                self._put(record)
+                enqueue(self._producer, record)
             self._send_offsets(offsets, ticket)
             retried(lambda: self._producer.commit_transaction(TIMEOUT_S))
         except KafkaException as failure:
             self._roll_back(failure.args[0])
             raise RolledBackError(failure.args[0].str()) from failure
-
-    def _put(self, record: Produced) -> None:
-        while True:
-            try:
-                self._producer.produce(**record)
-            except BufferError:
-                self._producer.poll(0.1)  # the local queue is full: wait for the broker
-            else:
-                return
 
     def _send_offsets(self, offsets: Sequence[TopicPartition], ticket: object) -> None:
         """Add the offsets. The call may wait for ever for a broker that was away and came back (librdkafka issues 5456 and 5511)."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from confluent_kafka import Producer
 
-from streams.clients import KafkaSettings, producer_config
+from streams.clients import KafkaSettings, enqueue, producer_config
 from streams.demo.replay import Batch, Message
 from streams.topics import Topics
 
@@ -105,11 +105,5 @@ class Feed:
         self.at_ms = batch.until_ms
 
     def _put(self, topic: str, message: Message) -> None:
-        while True:
-            try:
-                self._producer.produce(topic, key=message.key, value=message.value)
-            except BufferError:
-                self._producer.poll(0.1)
-            else:
-                self._producer.poll(0)
-                return
+        enqueue(self._producer, {"topic": topic, "key": message.key, "value": message.value})
+        self._producer.poll(0)
