@@ -251,9 +251,6 @@ def migrate(
     link = ClickHouse(client, database)
     link.execute(_MIGRATIONS_TABLE)
     for migration in missing:
-        # Another process may have come to the end meanwhile: what an old migration makes, a later one may have renamed.
-        if migration.version in _applied(client, database):
-            continue
         with translated():
             mine = _apply(client, database, migration)
         if mine:
@@ -270,22 +267,25 @@ def migrate(
 
 
 def _apply(client: Client, database: str, migration: Migration) -> bool:
-    """Run a migration; ``False`` if another process was ahead and has applied it meanwhile."""
-    for attempt in range(1, _TRIES + 1):
+    """Run a migration; ``False`` if another process was ahead and has applied it meanwhile: it may be far ahead, and have renamed what this one makes."""
+    trouble: exceptions.ClickHouseError | None = None
+    for _ in range(_TRIES):
+        if migration.version in _applied(client, database):
+            return False
         try:
             for statement in migration.statements(database):
                 _run(client, statement)
         except exceptions.ClickHouseError as err:
             if getattr(err, "code", None) not in _RENAMED:
                 raise
-            if migration.version in _applied(client, database):
-                return False
-            if attempt == _TRIES:
-                raise
+            trouble = err
             time.sleep(_TRY_AGAIN_S)  # another process has a table between two names
         else:
-            break
-    return True
+            return True
+    if migration.version in _applied(client, database):
+        return False
+    assert trouble is not None
+    raise trouble
 
 
 def _run(client: Client, statement: str) -> None:
