@@ -17,21 +17,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from load.markdown import README, table, write_block
-from monitor.canary import Answer, Canary, Comparison, Rates
+from load.sources import labelled
+from monitor.canary import Answer, Canary, Rates, SequentialResult
 from streams.demo import flights, replay
 
 PER_WINDOW: Final = 100
 WINDOWS: Final = 200  # 20,000 labels of each version
 ERROR_RATE: Final = 0.01
 MARGIN: Final = 0.02
-PROMISED: Final = {
-    0.03: 12_000,
-    0.1: 1_200,
-}  # labels of the new version in nine cases of ten: monitor.canary
+# Labels of the new version in nine cases of ten, by how much worse it is: monitor.canary.
+PROMISED: Final = {0.03: 12_000, 0.1: 1_200}
 DAY_MS: Final = 86_400_000
 
 
@@ -77,28 +75,19 @@ def run(name: str, rate: float, difference: float, pairs: int, seed: int) -> Row
     )
 
 
-def bad_release() -> Comparison:
+def bad_release() -> SequentialResult:
     """The flights of the demo's bad release by the day they were predicted on, all labels in."""
     year = flights.load(np.random.default_rng(2013))
-    said: dict[str, tuple[int, str, int]] = {}
-    days: dict[int, dict[str, list[int]]] = {}
     month = int(str(np.datetime64(replay.BAD_RELEASE.from_ms, "ms"))[5:7])
-    for batch in replay.served(year, replay.train(year), months=[month]):
-        for message in batch.events:
-            event = msgspec.json.decode(message.value)
-            at = int(np.datetime64(event["ts"].rstrip("Z"), "ms").astype(np.int64))
-            said[event["id"]] = at // DAY_MS, event["version"], event["prediction"]
-        for message in batch.labels:
-            event = msgspec.json.decode(message.value)
-            day, version, prediction = said[event["id"]]
-            counts = days.setdefault(day, {}).setdefault(version, [0, 0])
-            counts[0] += 1
-            counts[1] += prediction != event["label"]
+    served = labelled(replay.served(year, replay.train(year), months=[month]))
+    old, new = (served.version == name for name in (replay.VERSION, replay.CANARY_VERSION))
+    day = served.at_ms // DAY_MS
     canary = Canary(ERROR_RATE, MARGIN)
-    for _, of in sorted(days.items()):
-        if replay.CANARY_VERSION in of:
-            old, new = of[replay.VERSION], of[replay.CANARY_VERSION]
-            canary.update(Rates(old[0], old[1], new[0], new[1]))
+    for each in np.unique(day[new]):
+        rows = [(day == each) & of for of in (old, new)]
+        canary.update(
+            Rates(*(int(n) for of in rows for n in (of.sum(), (of & ~served.right).sum())))
+        )
     return canary.known
 
 

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from load.markdown import README, table, write_block
+from load.sources import labelled
 from monitor import reference as references
 from monitor.columns import from_batch
 from monitor.profile import SCORE
@@ -81,14 +81,16 @@ def compare(name: str, known: Reference, served: Served) -> Row:
 
 
 def on_flights(*, short: bool) -> Iterator[Row]:
-    """The demo's flights, by day and by week: all of them, then without the hours of the accidents."""
+    """The demo's flights, by day and by week, the two accidents among them."""
     year = flights.load(np.random.default_rng(2013))
     model = replay.train(year)
     known = _reference(replay.reference_table(year, model))
     months = SHORT_MONTHS if short else replay.SERVED_MONTHS
-    at_ms, score, right = _served_flights(year, model, months)
+    served = labelled(replay.served(year, model, months=months))
     for words, size in (("day", DAY_MS), ("week", 7 * DAY_MS)):
-        yield compare(f"flights, by {words}", known, Served(at_ms // size, score, right))
+        yield compare(
+            f"flights, by {words}", known, Served(served.at_ms // size, served.score, served.right)
+        )
 
 
 def made_up(rng: np.random.Generator, *, drift: bool, windows: int) -> tuple[Reference, Served]:
@@ -134,25 +136,6 @@ def _scores(rng: np.random.Generator, hard: Floats) -> Floats:
     return np.asarray(np.where(rng.random(hard.size) < hard, rng.beta(8, 8, hard.size), easy))
 
 
-def _served_flights(
-    year: flights.Flights, model: Any, months: Sequence[int]
-) -> tuple[Ints, Floats, npt.NDArray[np.bool_]]:
-    """What the system is sent: predictions in the order of the log, and their labels by id."""
-    predictions: dict[str, tuple[str, float, int]] = {}
-    labels: dict[str, int] = {}
-    for batch in replay.served(year, model, months=months):
-        for message in batch.events:
-            event = msgspec.json.decode(message.value)
-            predictions[event["id"]] = event["ts"], event["score"], event["prediction"]
-        for message in batch.labels:
-            event = msgspec.json.decode(message.value)
-            labels[event["id"]] = event["label"]
-    both = [(*predictions[name], label) for name, label in labels.items()]
-    at = np.array([row[0].rstrip("Z") for row in both], dtype="datetime64[ms]").astype(np.int64)
-    score, said, label = (np.array([row[i] for row in both], dtype=float) for i in (1, 2, 3))
-    return at, score, said == label
-
-
 def _reference(past: pa.Table) -> Reference:
     outputs = {"ts", "prediction", "score", "latency_ms", "label"}
     features = {
@@ -178,7 +161,7 @@ def _windows(window: Ints) -> Iterator[npt.NDArray[np.intp]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table; 1 where an estimate is no better than the guess, or a band does not hold, though both could be."""
+    """Print the table; 1 where an estimate is no better than the guess, though it could be."""
     parser = argparse.ArgumentParser(prog="python -m load.estimates", description=__doc__)
     parser.add_argument("--short", action="store_true", help="two months and 60 windows")
     parser.add_argument("--readme", action="store_true", help="write the block of the README, too")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -191,6 +191,32 @@ class Flights:
             return batch._replace(events=batch.events[:n], labels=[])
         self._left = next(self._batches, None)
         return batch
+
+
+class LabelledFlights(NamedTuple):
+    """What was said of the flights whose label came, and whether it was right: columns of ``n`` rows, in the order of the labels."""
+
+    at_ms: NDArray[np.int64]
+    version: NDArray[np.str_]
+    score: NDArray[np.float64]
+    right: NDArray[np.bool_]
+
+
+def labelled(batches: Iterable[Batch]) -> LabelledFlights:
+    """The predictions of ``replay.served`` with their labels, by id, as the system is sent them."""
+    said: dict[str, tuple[str, str, float, int]] = {}
+    rows = []
+    for batch in batches:
+        for message in batch.events:
+            event = msgspec.json.decode(message.value)
+            said[event["id"]] = event["ts"], event["version"], event["score"], event["prediction"]
+        for message in batch.labels:
+            label = msgspec.json.decode(message.value, type=replay.LabelEvent)
+            *known, prediction = said[label.id]
+            rows.append((*known, prediction == label.label))
+    ts, version, score, right = zip(*rows, strict=True)
+    at = np.array([text.rstrip("Z") for text in ts], dtype="datetime64[ms]")
+    return LabelledFlights(at.astype(np.int64), np.array(version), np.array(score), np.array(right))
 
 
 def _draw(rng: np.random.Generator, n: int) -> dict[str, NDArray[Any]]:
