@@ -111,16 +111,17 @@ export function lines(series, { label }) {
     const at = x0 + (i / 6) * (x1 - x0);
     chart.append(svg("text", { x: x(at), y: height - 6 }, x1 - x0 < 6 * DAY_MS ? time(at) : day(at)));
   }
+  const colorOf = (one, i) => `v${(one.color ?? i) % 5}`;
   series.forEach((one, i) => {
     const path = one.points.map((p, j) => `${j ? "L" : "M"}${x(p.x).toFixed(1)},${y(p.y).toFixed(1)}`).join("");
-    const color = `v${(one.color ?? i) % 5}`;
+    const color = colorOf(one, i);
     chart.append(svg("path", { class: `line ${color}${one.dashed ? " dashed" : ""}`, d: path }));
     for (const p of one.points) {
       chart.append(svg("circle", { class: color, cx: x(p.x), cy: y(p.y), r: 2 }, svg("title", {}, `${one.name}, ${time(p.x)} UTC: ${number(p.y)} (${p.note})`)));
     }
   });
   return el("div", {}, chart, el("ul", { class: "legend" }, ...series.map((one, i) =>
-    el("li", {}, svg("svg", { width: 12, height: 12 }, svg("rect", { class: `v${(one.color ?? i) % 5}`, ...(one.dashed ? { y: 5, width: 12, height: 3 } : { width: 12, height: 12, rx: 2 }) })), one.name))));
+    el("li", {}, svg("svg", { width: 12, height: 12 }, svg("rect", { class: colorOf(one, i), ...(one.dashed ? { y: 5, width: 12, height: 3 } : { width: 12, height: 12, rx: 2 }) })), one.name))));
 }
 
 function range(values) {

@@ -123,6 +123,9 @@ async function distribution() {
   }
 }
 
+// Of the windows of a version, in the order given; `point` says what is shown of one.
+const pointsOf = (rows, version, point) => rows.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, ...point(row) }));
+
 async function performance(model) {
   const { items } = await ask(`${modelPath(model.model)}/performance`);
   const metrics = [...new Set(items.flatMap((row) => Object.keys(row.metrics)))].sort();
@@ -134,11 +137,10 @@ async function performance(model) {
   const versions = [...new Set([...rows, ...estimated].map((row) => row.version))].sort();
   const between = (low, high) => `${number(low)} to ${number(high)}`;
   const said = (row) => `${number(row.labelled)} of ${number(row.predictions)} labelled${row.intervals[metric] ? `; 95 %: ${between(...row.intervals[metric])}` : ""}`;
-  const of = (found, version, point) => found.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, ...point(row) }));
   // An estimate is a dashed line behind what the labels say, in the colour of its version.
   const series = versions.flatMap((version, color) => [
-    { name: `version ${version}, estimated`, dashed: true, color, points: of(estimated, version, (row) => ({ y: row.estimate, note: `estimate; ${between(row.low, row.high)}` })) },
-    { name: `version ${version}`, color, points: of(rows, version, (row) => ({ y: row.metrics[metric], note: said(row) })) },
+    { name: `version ${version}, estimated`, dashed: true, color, points: pointsOf(estimated, version, (row) => ({ y: row.estimate, note: `estimate; ${between(row.low, row.high)}` })) },
+    { name: `version ${version}`, color, points: pointsOf(rows, version, (row) => ({ y: row.metrics[metric], note: said(row) })) },
   ]).filter((one) => one.points.length);
   $("performance").replaceChildren(series.length ? lines(series, { label: `${metric} by version over time` }) : empty("No labels have come yet."));
 }
@@ -149,7 +151,7 @@ async function service(model) {
   const rows = items.filter((row) => row.n > 0 && value(row) !== null).sort((a, b) => a.start_ms - b.start_ms);
   const series = [...new Set(rows.map((row) => row.version))].sort().map((version) => ({
     name: `version ${version}`,
-    points: rows.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, y: value(row), note: `${number(row.n)} requests` })),
+    points: pointsOf(rows, version, (row) => ({ y: value(row), note: `${number(row.n)} requests` })),
   }));
   $("requests").replaceChildren(series.length ? lines(series, { label: `${words} by version over time` }) : empty("No window has it yet."));
 }
