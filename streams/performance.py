@@ -14,9 +14,9 @@ and shown, but not judged. A new version takes the place of the one that was sil
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from typing_extensions import override
@@ -36,7 +36,10 @@ from streams.registry import Lookup
 from streams.stage import Noted, Output, Stage, Step, dead_letter, read
 from streams.topics import Topics, partition_of
 
+T = TypeVar("T")
 _SERIES: Final = b"errors/"
+_NEVER: Final = -1
+_BEFORE: Final = -(2**62)
 SeriesKey = tuple[str, str, str, int]  # model, version, segment, window size
 
 
@@ -45,7 +48,7 @@ class _Stored(msgspec.Struct, array_like=True):
     offset: int
     start_ms: int
     detector: bytes
-    first_ms: int = -(2**62)  # not known to the release before: older than all
+    first_ms: int = _BEFORE  # not known to the release before: older than all
     baseline: str = ""
     canary: bytes = b""
 
@@ -93,10 +96,10 @@ class PerformanceStage(Stage):
                 held[stored.key] = _Series(
                     stored.offset,
                     stored.start_ms,
-                    _restored(stored.detector),
+                    _restored(ErrorStream.restore, stored.detector),
                     stored.first_ms,
                     stored.baseline,
-                    _restored_canary(stored.canary),
+                    _restored(Canary.restore, stored.canary),
                 )
         self._fences[partition] = max((series.offset for series in held.values()), default=_NEVER)
 
@@ -264,16 +267,10 @@ def _config(reference: Reference, level: float) -> ErrorStreamConfig:
     )
 
 
-def _restored(snapshot: bytes) -> ErrorStream | None:
+def _restored(restore: Callable[[bytes], T], snapshot: bytes) -> T | None:
+    """What a snapshot holds; ``None`` if there is none, or of another release."""
     try:
-        return ErrorStream.restore(snapshot)
-    except IncompatibleError:
-        return None
-
-
-def _restored_canary(snapshot: bytes) -> Canary | None:
-    try:
-        return Canary.restore(snapshot) if snapshot else None
+        return restore(snapshot)
     except IncompatibleError:
         return None
 
@@ -298,7 +295,3 @@ def _watch(detector: ErrorStream, window: wire.Performance) -> list[wire.Verdict
             onset_ms=detector.onset,
         )
     ]
-
-
-_NEVER: Final = -1
-_BEFORE: Final = -(2**62)
