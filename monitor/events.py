@@ -194,7 +194,7 @@ def _from_json(raw: bytes, attributes: Mapping[str, str], aliases: Aliases) -> O
     try:
         return _completed(raw, attributes, aliases)
     except msgspec.ValidationError as err:
-        return _validation_error(err)
+        return validation_error(err)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
         return InvalidEventError("not_json", _where(err))
 
@@ -266,7 +266,7 @@ def _from_row(row: dict[str, Any], aliases: Aliases) -> Outcome:
     try:
         event = msgspec.convert({k: v for k, v in row.items() if v is not None}, Event)
     except msgspec.ValidationError as err:
-        return _validation_error(err)
+        return validation_error(err)
     if event.id is None:
         event.id = join_key(row, aliases(event.model))
     return event
@@ -306,7 +306,8 @@ def _checked_content(event: Event, limits: Limits) -> Outcome:
     return event
 
 
-def _validation_error(err: msgspec.ValidationError) -> InvalidEventError:
+def validation_error(err: msgspec.ValidationError) -> InvalidEventError:
+    """Why a field is unusable, without its value."""
     text = str(err)
     if "missing required field" in text:
         return InvalidEventError("missing_field", text)

@@ -22,7 +22,7 @@ import msgspec
 
 from monitor.arrow import ARROW_START, read_rows
 from monitor.errors import InvalidEventError, RejectReason
-from monitor.events import Aliases, Limits, join_key, timestamp_ms
+from monitor.events import Aliases, Limits, join_key, timestamp_ms, validation_error
 from monitor.tables import FOREVER_MS, value_text
 
 Row: TypeAlias = Mapping[str, Any]
@@ -136,7 +136,7 @@ def checked(row: Row, *, arrival_ms: int, aliases: Aliases, ce_id: str | None = 
     try:
         said = msgspec.convert(row, _Fields)
     except msgspec.ValidationError as err:
-        raise _invalid(err) from None
+        raise validation_error(err) from None
     ts_ms = arrival_ms if said.ts is None else timestamp_ms(said.ts)
     if not 0 <= ts_ms < FOREVER_MS:
         raise InvalidEventError("bad_timestamp", "ts is before 1970 or after 2100")
@@ -195,7 +195,7 @@ def json_row(value: bytes) -> Row | InvalidEventError:
     try:
         return _OBJECT.decode(value)
     except msgspec.ValidationError as err:
-        return _invalid(err)
+        return validation_error(err)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return InvalidEventError("not_json", "malformed")
 
@@ -258,13 +258,6 @@ def _csv_row(names: list[str], cells: list[str]) -> Row | InvalidEventError:
     if _NUMBER.fullmatch(row.get("ts", "")):
         row["ts"] = float(row["ts"])
     return row
-
-
-def _invalid(err: msgspec.ValidationError) -> InvalidEventError:
-    text = str(err)  # types and field names, never the value
-    if "missing required field" in text:
-        return InvalidEventError("missing_field", text)
-    return InvalidEventError("bad_timestamp" if "`$.ts`" in text else "wrong_type", text)
 
 
 _RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
