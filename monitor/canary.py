@@ -27,12 +27,11 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
+from monitor.binning import Floats
 from monitor.errors import IncompatibleError
 
-Floats = npt.NDArray[np.float64]
 Answer = Literal["worse", "not_worse", "unknown"]
 
 EFFECTS: Final = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32])
@@ -50,8 +49,8 @@ class Rates(NamedTuple):
     new_errors: int
 
 
-class Comparison(msgspec.Struct, frozen=True):
-    """What is known by now. ``difference`` is newer less older error rate over all windows; ``e_worse`` and ``e_margin`` are the evidence, as logarithms."""
+class SequentialResult(NamedTuple):
+    """What is known by now. ``difference`` is newer less older error rate over all windows; the logarithms of the two e-processes are the evidence."""
 
     answer: Answer
     difference: float
@@ -92,7 +91,7 @@ class Canary:
         self._worse = np.zeros(len(EFFECTS))
         self._margins = np.zeros(len(EFFECTS) + 1)
 
-    def update(self, rates: Rates) -> Comparison:
+    def update(self, rates: Rates) -> SequentialResult:
         """Take in a window. O(effects).
 
         An answer stays: what was worse at one time is not made well by luck. "Not worse" gives way to "worse", since evidence may still come.
@@ -112,12 +111,14 @@ class Canary:
         return self.known
 
     @property
-    def known(self) -> Comparison:
+    def known(self) -> SequentialResult:
         """What the windows so far say."""
         old_n, old_errors, new_n, new_errors = self._totals.tolist()
         difference = new_errors / max(new_n, 1) - old_errors / max(old_n, 1)
         evidence = _log_mean(self._worse), _log_mean(self._margins)
-        return Comparison(self._answer, difference, *evidence, old_n, new_n, self._decided_after)
+        return SequentialResult(
+            self._answer, difference, *evidence, old_n, new_n, self._decided_after
+        )
 
     def snapshot(self) -> bytes:
         """Everything that is remembered, for ``restore``."""

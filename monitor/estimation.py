@@ -17,20 +17,15 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from scipy import special
 
 from monitor.binning import Ints
-from monitor.intervals import LEVEL
+from monitor.intervals import Z
 from monitor.profile import PREDICTION, SCORE, Profile
 from monitor.wire import Verdict
-
-Floats = npt.NDArray[np.float64]
 
 MIN_LABELLED: Final = 200  # of the reference: with fewer the shares of the bins are noise
 MIN_SCORED: Final = 50
 _PRIOR: Final = 1.0  # rows with the shares of all bins that each bin is given: a bin of the reference may be empty
-_Z: Final = float(special.ndtri((1 + LEVEL) / 2))
 PREFIX: Final = "estimated_"
 
 # A metric is a ratio of two sums of cells. Of yes/no models the cells are TN, FP, FN, TP; of others wrong and right.
@@ -98,15 +93,14 @@ class Meaning:
             slope = (np.array(part) - value * np.array(whole)) / below
             mean = share @ slope
             variance = float(weight @ (share @ np.square(slope) - np.square(mean)))
-            half = _Z * math.sqrt(max(variance, 0.0) * self.design_effect)
+            half = Z * math.sqrt(max(variance, 0.0) * self.design_effect)
             found[name] = Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
         return found
 
 
 def estimated(meaning: Meaning, profile: Profile) -> list[Verdict]:
     """The estimates of a window, to be shown: no alarm by themselves, though a rule by hand may make them one."""
-    field = profile.layout.by_name.get(SCORE)
-    if field is None:
+    if SCORE not in profile.layout.by_name:
         return []
     scores = profile.counts(SCORE)
     return [

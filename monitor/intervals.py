@@ -10,21 +10,21 @@ import math
 from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
-Floats: TypeAlias = npt.NDArray[np.float64]
+from monitor.binning import Floats
+
 Interval: TypeAlias = tuple[float, float]
 
 LEVEL: Final = 0.95
-_Z: Final = float(special.ndtri((1 + LEVEL) / 2))
+Z: Final = float(special.ndtri((1 + LEVEL) / 2))  # standard errors to either side
 
 
 def proportion(successes: int, n: int) -> Interval:
     """Of a share of ``n`` independent rows: Wilson's score interval (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
-    p, z2 = successes / n, _Z * _Z
+    p, z2 = successes / n, Z * Z
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # At the ends the formula gives 0 and 1 but for the last digit.
     return 0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half
 
@@ -76,6 +76,6 @@ def roc_auc(auc: float, of_positives: Floats, of_negatives: Floats) -> Interval 
     variance = float(
         of_positives.var(ddof=1) / of_positives.size + of_negatives.var(ddof=1) / of_negatives.size
     )
-    half = _Z * math.sqrt(variance) / (auc * (1 - auc))
+    half = Z * math.sqrt(variance) / (auc * (1 - auc))
     at = float(special.logit(auc))
     return float(special.expit(at - half)), float(special.expit(at + half))

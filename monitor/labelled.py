@@ -54,13 +54,14 @@ class LabelCount:
 
     Attributes:
         truth: ``(blocks, 2)`` rows with a label, and those of them that were right.
+        tolerance: what a number that is right is off by at most.
     """
 
     def __init__(
         self, spec: ModelSpec, layout: Layout, blocks: int, tolerance: float | None
     ) -> None:
         self.truth: Ints = np.zeros((blocks, 2), dtype=np.int64)
-        self._task, self._tolerance = spec.task, tolerance
+        self._task, self.tolerance = spec.task, tolerance
         self._positive = value_text(spec.score.positive_class)
         self._score = layout.by_name.get(SCORE)
         kinds = {"binary": 4, "multiclass": 2}.get(spec.task, 0)
@@ -75,8 +76,8 @@ class LabelCount:
         predictions = columns.field(PREDICTION)
         if self._task == "regression":
             error = _error(columns.labels, predictions)
-            known = np.isfinite(error) & (self._tolerance is not None)
-            right = error <= (self._tolerance or 0.0)
+            known = np.isfinite(error) & (self.tolerance is not None)
+            right = error <= (self.tolerance or 0.0)
         else:
             label, said = self._codes(columns.labels), self._codes(predictions)
             known, right = (label != MISSING) & (said != MISSING), label == said

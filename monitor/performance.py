@@ -106,7 +106,7 @@ def binary(label: Ints, prediction: Ints, score: Floats) -> Measured:
     if tp + fp + fn:
         measured.add("f1", 2 * tp / (2 * tp + fp + fn), intervals.f1(tp, fp + fn))
     if tp + fn and tn + fp:
-        recall, specificity = Share(tp, tp + fn), Share(tn, tn + fp)
+        recall, specificity = shares["recall"], Share(tn, tn + fp)
         both = recall.value, specificity.value
         interval = intervals.mean_of_two(recall.interval, specificity.interval, both)
         measured.add("balanced_accuracy", sum(both) / 2, interval)

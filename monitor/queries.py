@@ -87,11 +87,11 @@ SELECT version, size_ms, {_START}, metric, estimate, low, high, labelled, predic
 FROM (
   SELECT version, size_ms, start, substring(statistic, {len(PREFIX) + 1}) AS metric, value AS estimate,
     JSONExtractFloat(evidence, 'low') AS low, JSONExtractFloat(evidence, 'high') AS high
-  FROM verdicts FINAL WHERE startsWith(statistic, '{PREFIX}') AND segment = '' AND {_WHERE}
+  FROM verdicts FINAL WHERE startsWith(statistic, '{PREFIX}') AND {_WHERE}
     AND ({{metric:Nullable(String)}} IS NULL OR metric = {{metric:Nullable(String)}})
 ) AS v
 LEFT JOIN (
-  SELECT version, size_ms, start, labelled, predictions, final, metrics FROM performance FINAL WHERE segment = '' AND {_WHERE}
+  SELECT version, size_ms, start, labelled, predictions, final, metrics FROM performance FINAL WHERE {_WHERE}
 ) AS p USING (version, size_ms, start)
 ORDER BY start_ms DESC, version, size_ms, metric LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
 INCIDENTS: Final = """

@@ -223,7 +223,7 @@ def build(spec: ModelSpec, source: Source, *, origin: str = "") -> Reference:
         accuracy=None if labelled == 0 else right / labelled,
         labelled=labelled,
         accuracy_deff=accuracy_deff,
-        tolerance=draft.tolerance.value,
+        tolerance=count.labels.tolerance,
         meaning=count.labels.meaning(accuracy_deff),
         origin=origin,
         vector_nulls=_vector_nulls(count, draft.spectra(layout), spec.windows)
@@ -408,7 +408,7 @@ class _Count:
         segments: Mapping[str, tuple[str, ...]],
         draft: _Draft,
     ) -> None:
-        first_ms, last_ms, tolerance = draft.first_ms, draft.last_ms, draft.tolerance.value
+        first_ms, last_ms = draft.first_ms, draft.last_ms
         pane = spec.windows.pane
         self._start = first_ms // pane * pane
         names = [
@@ -420,7 +420,7 @@ class _Count:
         self.block_ms = pane * -(-panes // most)
         count = (last_ms - self._start) // self.block_ms + 1
         self.blocks = {name: np.zeros((count, layout.size), dtype=np.int64) for name in names}
-        self.labels = LabelCount(spec, layout, count, tolerance)
+        self.labels = LabelCount(spec, layout, count, draft.tolerance.value)
         self.layout, self._segments = layout, segments
 
     def add(self, columns: Columns) -> None:

@@ -84,18 +84,18 @@ def measure(
     groups = dict(_groups(outcomes, size_ms, predictions))
     nothing = np.empty(0, dtype=np.intp)
     found = {place: measure_rows(groups.get(place, nothing)) for place in predictions}
-    together: dict[int, dict[str, tuple[int, int]]] = {}
+    beside: dict[int, dict[str, tuple[int, int]]] = {}
     for version, segment, start in sorted(predictions):
         if segment == "" and version != OTHER_VERSION:
-            place = version, segment, start
-            counts = len(groups.get(place, nothing)), found[place].errors
-            together.setdefault(start, {})[version] = counts
+            rows = groups.get((version, "", start), nothing)
+            counts = len(rows), found[version, "", start].errors
+            beside.setdefault(start, {})[version] = counts
     messages = []
     for place in sorted(predictions, key=lambda p: (p[2], p[0], p[1])):
         rows, result = groups.get(place, nothing), found[place]
         version, segment, start = place
         n = max(predictions[place], len(rows))
-        gaps, of_gaps = _gaps(spec, segment, result, found.get((version, "", start)))
+        gaps, of_gaps = _gaps(spec, segment, result, found[version, "", start])
         p50, p95 = performance.delay_quantiles_ms(outcomes.label_ms[rows] - outcomes.ts_ms[rows])
         messages.append(
             Performance(
@@ -115,20 +115,22 @@ def measure(
                 intervals={**result.intervals, **of_gaps},
                 classes=[names.get(code, OTHER_CLASS) for code in result.classes.tolist()],
                 confusion=result.confusion.ravel().tolist(),
-                peers={v: of for v, of in together.get(start, {}).items() if v != version}
-                if segment == ""
-                else {},
+                peers={
+                    other: counts
+                    for other, counts in beside.get(start, {}).items()
+                    if segment == "" and other != version
+                },
             )
         )
     return messages
 
 
 def _gaps(
-    spec: ModelSpec, segment: str, inside: Measured, everyone: Measured | None
+    spec: ModelSpec, segment: str, inside: Measured, everyone: Measured
 ) -> tuple[dict[str, float], dict[str, Interval]]:
     """How a protected group fares against everyone else."""
     dimension = segment.partition("=")[0]
-    if spec.task != "binary" or dimension not in spec.protected or everyone is None:
+    if spec.task != "binary" or dimension not in spec.protected:
         return {}, {}
     return performance.gaps(inside.confusion, everyone.confusion)
 

@@ -192,9 +192,8 @@ class Performance(msgspec.Struct, frozen=True, tag="performance"):
     intervals: dict[str, tuple[float, float]] = {}  # at 95 %, of the metrics that have one
     classes: list[str] = []
     confusion: list[int] = []  # rows by label and prediction, label by label: classes x classes
-    peers: dict[
-        str, tuple[int, int]
-    ] = {}  # of the whole model: labelled and errors of the other versions in this window
+    # Of the whole model: how many labels, and errors, the other versions had in this window.
+    peers: dict[str, tuple[int, int]] = {}
 
 
 class Evidence(msgspec.Struct, frozen=True):

@@ -118,7 +118,7 @@ class Registry(Lookup):
             return dict(self._newest)
 
     def specs(self) -> Mapping[str, ModelSpec]:
-        """By which labels of each model are compared with its predictions."""
+        """The spec of every model by which labels are compared with its predictions."""
         return {name: model.measured for name, model in self.all().items()}
 
     @override

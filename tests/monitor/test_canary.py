@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.canary import EFFECTS, Canary, Comparison, Rates, _log_factors
+from monitor.canary import EFFECTS, Canary, Rates, SequentialResult, _log_factors
 from monitor.errors import IncompatibleError
 
 RATE = st.floats(0.0, 1.0)
@@ -66,7 +66,9 @@ def test_the_mean_is_above_one_where_the_alternative_is_true() -> None:
     assert mean_factor(20, 20, 0.3, 0.1, 0.2, -0.22, 0.1) > 1.5
 
 
-def watched(rates: tuple[float, float], rng: np.random.Generator, **changes: float) -> Comparison:
+def watched(
+    rates: tuple[float, float], rng: np.random.Generator, **changes: float
+) -> SequentialResult:
     """Sixty windows of 200 labels of each version; the rates of both swing together."""
     given = {"error_rate": 0.01, "margin": 0.05} | changes
     canary = Canary(**given)
