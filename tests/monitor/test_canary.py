@@ -13,6 +13,8 @@ from monitor.canary import EFFECTS, Canary, Rates, SequentialResult, _log_factor
 from monitor.errors import IncompatibleError
 
 RATE = st.floats(0.0, 1.0)
+ROWS = st.integers(1, 6)
+CENTER = st.floats(0.01, 0.99)
 
 
 def binomial(x: int, n: int, rate: float) -> float:
@@ -31,28 +33,14 @@ def mean_factor(
     return total
 
 
-@given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    RATE,
-    RATE,
-    st.floats(0.01, 0.99),
-    st.sampled_from([*EFFECTS.tolist()]),
-)
+@given(ROWS, ROWS, RATE, RATE, CENTER, st.sampled_from(EFFECTS.tolist()))
 def test_a_factor_against_a_version_that_is_not_worse_has_a_mean_of_at_most_one(
     n: int, m: int, a: float, b: float, center: float, effect: float
 ) -> None:
     assert mean_factor(n, m, max(a, b), min(a, b), center, effect, 0.0) <= 1 + 1e-9
 
 
-@given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    RATE,
-    RATE,
-    st.floats(0.01, 0.99),
-    st.sampled_from([*(0.1 - EFFECTS).tolist(), 0.0]),
-)
+@given(ROWS, ROWS, RATE, RATE, CENTER, st.sampled_from([*(0.1 - EFFECTS).tolist(), 0.0]))
 def test_a_factor_against_a_version_that_is_worse_by_the_margin_has_a_mean_of_at_most_one(
     n: int, m: int, a: float, extra: float, center: float, difference: float
 ) -> None:

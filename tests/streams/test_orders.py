@@ -21,6 +21,7 @@ from monitor.wire import Incident, TimelineEntry
 from streams import clients, orders, topics, wiring
 from streams.embedded.supervisor import free_port
 from streams.orders import Messenger, find, taken
+from streams.topics import Topics
 from tests.alerting.builders import MODEL, START
 from tests.alerting.test_payloads import item
 
@@ -79,17 +80,21 @@ def test_an_order_is_taken_when_it_stands_in_the_timeline() -> None:
     assert taken(cast("Store", stored), given, within_s=1, monotonic=lambda: clock[0], sleep=lambda s: sleep(s / 100)) is None  # fmt: skip
 
 
-def test_an_order_goes_to_the_partition_of_its_model(broker_address: str) -> None:
-    settings = Settings(
-        kafka=KafkaSettings(
-            bootstrap=broker_address,
-            topic_prefix=f"orders-{uuid.uuid4().hex[:8]}.",
-            detector_partitions=3,
-        )
+def created(broker_address: str, **partitions: int) -> tuple[Settings, Topics]:
+    """Topics of their own on a broker."""
+    prefix = f"orders-{uuid.uuid4().hex[:8]}."
+    kafka = KafkaSettings.model_validate(
+        {"bootstrap": broker_address, "topic_prefix": prefix, **partitions}
     )
+    settings = Settings(kafka=kafka)
     names = wiring.topics(settings)
     admin = clients.admin(wiring.kafka(settings), orders.logger)
     topics.create(admin, names, wiring.widths(settings))
+    return settings, names
+
+
+def test_an_order_goes_to_the_partition_of_its_model(broker_address: str) -> None:
+    settings, names = created(broker_address, detector_partitions=3)
     given = [order("approve", INCIDENT, author=f"ada {i}", at_ms=i) for i in range(8)]
     messenger = Messenger(settings)
     messenger.give(given[0])
@@ -106,16 +111,7 @@ def test_an_order_goes_to_the_partition_of_its_model(broker_address: str) -> Non
 
 
 def test_labels_are_on_their_topic_by_the_id_of_their_prediction(broker_address: str) -> None:
-    settings = Settings(
-        kafka=KafkaSettings(
-            bootstrap=broker_address,
-            topic_prefix=f"labels-{uuid.uuid4().hex[:8]}.",
-            predictions_partitions=2,
-        )
-    )
-    names = wiring.topics(settings)
-    admin = clients.admin(wiring.kafka(settings), orders.logger)
-    topics.create(admin, names, wiring.widths(settings))
+    settings, names = created(broker_address, predictions_partitions=2)
     labels = [Label("m", START + i, f"p{i % 50}", "1") for i in range(400)]
     messenger = Messenger(settings)
     with ThreadPoolExecutor(4) as threads:
