@@ -36,7 +36,7 @@ _Measure: TypeAlias = Callable[[Rows], Measured]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Outcomes:
-    """Labelled predictions of one model in the order of (event time, id): columns of ``n`` rows.
+    """Labelled predictions of one model in an order that only they decide: columns of ``n`` rows.
 
     Attributes:
         labels: labels that each prediction had so far, corrections included.

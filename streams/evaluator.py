@@ -55,7 +55,8 @@ ROWS_PER_PULL: Final = 100_000  # about 20 MB; a single window may be larger
 GAP: Final = 8  # windows between two touched ones that are cheaper to read than to leave out
 CATCH_UP_MS: Final = 31 * 86_400_000  # of finality in one step
 HOUR_MS: Final = 3_600_000
-MAX_REST_S: Final = 5.0
+MAX_COUNTS: Final = 50_000  # places whose predictions are remembered: about 10 MB
+MAX_REST_S: Final = 8.0
 _TIMEOUT_S: Final = 10.0
 _STEP_S: Final = (
     900.0  # each question to ClickHouse ends after 60 s; the first step after an outage asks many
@@ -99,6 +100,37 @@ class _Round:
     ends: Offsets
 
 
+class _Counts:
+    """Predictions by place, of windows that were asked for before and got none since."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth = truth
+        self._known: dict[tuple[str, int], dict[int, dict[Place, int]]] = {}
+        self._places = 0
+
+    def of(self, model: str, size: int, starts: Sequence[int]) -> dict[Place, int]:
+        """Predictions in windows, their starts ascending."""
+        if self._places > MAX_COUNTS:
+            self._known, self._places = {}, 0
+        known = self._known.setdefault((model, size), {})
+        for run in _runs([start for start in starts if start not in known], size):
+            known |= {start: {} for start in run}
+            found = self._truth.predictions(model, size, run[0], run[-1] + size)
+            for place, n in found.items():
+                if place[2] in known:
+                    known[place[2]][place] = n
+            self._places += len(found)
+        return {place: n for start in starts for place, n in known[start].items()}
+
+    def forget(self, arrived: Iterable[Arrived]) -> None:
+        """There are new predictions."""
+        for a in arrived:
+            for (model, size), known in self._known.items():
+                if model == a.model:
+                    for start in [s for s in known if a.first_ms - size < s <= a.last_ms]:
+                        del known[start]
+
+
 class Evaluator:
     """The steps. ``emit`` returns when its messages are durable; ``progress`` asks the broker.
 
@@ -118,6 +150,7 @@ class Evaluator:
         self._state = State() if saved is None else msgspec.json.decode(saved, type=State)
         self._round: _Round | None = None
         self._closed_ms: Mapping[str, int] = {}
+        self._counts = _Counts(truth)
         self.behind = False
 
     def step(self) -> int:
@@ -170,6 +203,8 @@ class Evaluator:
                 _count(topic, rows, found)
             if topic == "labels":
                 self._note(arrived)
+            else:
+                self._counts.forget(arrived)
             for done in ranges:
                 self._state.cursor[_key(topic, done.partition)] = done.stop
         return touched, joined
@@ -244,7 +279,7 @@ class Evaluator:
         self, spec: ModelSpec, size: int, starts: Sequence[int], final_ms: int | None
     ) -> Iterator[list[Performance]]:
         """Messages for windows without long gaps between them, some windows at a time."""
-        counts = self._truth.predictions(spec.model, size, starts[0], starts[-1] + size)
+        counts = self._counts.of(spec.model, size, starts)
         for pull in _pulls(starts, counts):
             wanted = set(pull)
             places = {place: n for place, n in counts.items() if place[2] in wanted}
@@ -378,10 +413,10 @@ class Broker:
 def rest_s(took_s: float, interval_s: float, *, behind: bool) -> float:
     """How long to wait after a step.
 
-    A step reads whole windows, whether one of their labels is new or thousands are. So it is followed by a rest of its own length, in which labels
-    gather: they are at most three steps old when their windows come, and cost half of what they would in steps without a rest. Who is behind does not rest.
+    A step reads whole windows, whether one of their labels is new or thousands are. So labels gather for three times as long as it took, and cost
+    a fraction of what they would in steps without a rest. Who is behind does not rest.
     """
-    return 0.0 if behind else max(interval_s - took_s, min(took_s, MAX_REST_S))
+    return 0.0 if behind else max(interval_s - took_s, min(3 * took_s, MAX_REST_S))
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

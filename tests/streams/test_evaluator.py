@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from sklearn import metrics as oracle
 
-from monitor import metrics, store, wire
+from monitor import metrics, store, truth, wire
 from monitor.errors import TransientError
 from monitor.settings import ClickHouseSettings, KafkaSettings, Settings
 from monitor.spec import ModelSpec, parse_spec
@@ -24,7 +24,7 @@ from monitor.wire import Performance
 from streams import topics as topics_
 from streams import wiring
 from streams.embedded.supervisor import free_port
-from streams.evaluator import Broker, Evaluator, Progress
+from streams.evaluator import MAX_REST_S, Broker, Evaluator, Progress, rest_s
 from streams.sink import sink_group
 from streams.topics import partition_of
 from tests.monitor.stored import endpoint
@@ -235,9 +235,12 @@ def replay(world: World, rng: np.random.Generator) -> None:
     settle(world, evaluator)
 
 
-def test_final_windows_are_the_same_however_the_log_was_cut(server: str) -> None:
+def test_final_windows_are_the_same_however_the_log_was_cut(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     last_words: list[dict[Place, Performance]] = []
     for seed in range(4):
+        monkeypatch.setattr(truth, "MANY_IDS", (0, 10_000)[seed % 2])  # both ways to find an id
         world = next(fresh(server, f"cut{seed}"))
         replay(world, np.random.default_rng(seed))
         world.store.close()
@@ -361,6 +364,13 @@ def test_the_newest_label_wins_in_whatever_order_they_arrive(world: World) -> No
     world.store_labels(older, partition=1)  # read later, and at a higher position
     settle(world, evaluator)
     assert [(m.errors, m.revision) for m in world.emitted if m.size_ms == DAY][-1] == (0, 2)
+
+
+def test_labels_gather_while_the_evaluator_rests_unless_it_is_behind() -> None:
+    assert rest_s(0.1, 1.0, behind=False) == pytest.approx(0.9)
+    assert rest_s(2.0, 1.0, behind=False) == 6.0
+    assert rest_s(20.0, 1.0, behind=False) == MAX_REST_S
+    assert rest_s(20.0, 1.0, behind=True) == 0.0
 
 
 TASKS = ("binary", "multiclass", "regression")
