@@ -11,13 +11,13 @@ the book that was passed in never changes.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
 
 from monitor.errors import IncompatibleError
+from monitor.versions import natural
 from monitor.wire import Evidence, Incident, Verdict, Verdicts, VerdictStatus, pack, unpack
 
 Family = Literal["outage", "quality", "release", "drift", "service"]
@@ -27,7 +27,6 @@ FAULT_FAMILIES: Final[tuple[Family, ...]] = ("outage", "quality", "release")  # 
 DAY_MS: Final = 86_400_000
 MAX_EVIDENCE: Final = 20  # lines that an incident shows: more than a person reads
 MAX_TIMELINE: Final = 50
-_NUMBERS: Final = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +237,8 @@ def signal_of(message: Verdicts, verdict: Verdict) -> str:
 
 def age_order(book: Book, version: str) -> tuple[int, tuple[tuple[int, int, str], ...]]:
     """Sort key of versions, oldest first; versions that appeared together in their natural order (9 before 10)."""
-    parts = (p for p in _NUMBERS.split(version) if p)
-    natural = tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
-    return book.versions[version].first_ms if version in book.versions else 1 << 62, natural
+    seen = book.versions.get(version)
+    return 1 << 62 if seen is None else seen.first_ms, natural(version)
 
 
 def live_versions(book: Book, message: Verdicts) -> list[str]:

@@ -15,6 +15,7 @@ One message may close panes of years, and a crash may leave half of what it caus
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,9 +25,42 @@ from typing import Final, TypeAlias
 OTHER_VERSION: Final = "__other__"  # a producer that sends this name is counted there as well
 DAY_MS: Final = 86_400_000
 _EVER: Final = -(2**62)
+_NUMBERS: Final = re.compile(r"(\d+)")
 
 Live: TypeAlias = Mapping[str, int]
 """Version -> start of the pane that it got its place with."""
+
+
+def natural(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key of versions that began together: 9 before 10."""
+    parts = (part for part in _NUMBERS.split(version) if part)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
+
+
+def silence_ms(sizes_ms: Iterable[int]) -> int:
+    """How long a version says nothing before it counts as withdrawn: a day, or the largest window. A shorter silence may be a night's."""
+    return max((DAY_MS, *sizes_ms))
+
+
+def baseline(
+    version: str, began_ms: Mapping[str, int], kept: str, *, withdrawn: bool
+) -> str | None:
+    """The older version that one is compared with in a window; ``None``: with nobody there.
+
+    It is the oldest at first, and the same one for as long as it serves: to begin with another throws away what is known. A window that it misses is none
+    to compare; only when it is ``withdrawn`` is another chosen.
+
+    Args:
+        version: the one to compare.
+        began_ms: start of the first window of each version that is in this window, its own as well.
+        kept: whom it was compared with, or ``""``.
+        withdrawn: that one has been silent for ``silence_ms``.
+    """
+    ages = {name: (ms, natural(name), name) for name, ms in began_ms.items()}
+    older = [name for name, age in ages.items() if age < ages[version]]
+    if kept in older:
+        return kept
+    return min(older, key=ages.__getitem__, default=None) if withdrawn or not kept else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +80,8 @@ class Places:
     @classmethod
     def of(cls, limit: int, sizes_ms: Iterable[int]) -> Places:
         """A day and a week, or one and seven of the largest windows."""
-        largest = max(sizes_ms)
-        return cls(limit, max(DAY_MS, largest), 7 * max(DAY_MS, largest))
+        silence = silence_ms(sizes_ms)
+        return cls(limit, silence, 7 * silence)
 
 
 class Roster:

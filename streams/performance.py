@@ -5,7 +5,8 @@ series of windows is one value with the offset of the last message in it. A mess
 highest of these offsets (the *fence*) is known. What is no performance window goes to the dead letters.
 
 A version that serves beside older ones is compared with the oldest of them in the windows that both have, of the smallest size
-(``monitor.canary``): each window's message says what the other versions had there.
+(``monitor.canary``): each window's message says what the other versions had there. It stays with that one until it was withdrawn: a window
+without labels of it is no reason to begin anew with another.
 
 A bounded number of versions is followed. Measures of two versions do not add up, so there is no ``__other__`` here: windows of further versions are stored
 and shown, but not judged. A new version takes the place of the one that was silent for longest, if that is a day or more.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import msgspec
@@ -31,7 +32,7 @@ from monitor.reference import Reference
 from monitor.rules import Place, apply
 from monitor.spec import ModelSpec
 from monitor.verdicts import compared, judge_performance, measures
-from monitor.versions import Places
+from monitor.versions import Places, baseline, silence_ms
 from streams.registry import Lookup
 from streams.stage import Noted, Output, Stage, Step, dead_letter, read
 from streams.topics import Topics, partition_of
@@ -51,11 +52,16 @@ class _Stored(msgspec.Struct, array_like=True):
     first_ms: int = _BEFORE  # not known to the release before: older than all
     baseline: str = ""
     canary: bytes = b""
+    beside_ms: int | None = None  # not known to the release before, either
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """Frozen, but for the detector and the comparison, which remember. ``first_ms``: start of its first window, ``baseline``: whom it is compared with."""
+    """Frozen, but for the detector and the comparison, which remember.
+
+    ``first_ms``: start of its first window, ``baseline``: whom it is compared with,
+    ``beside_ms``: start of the last window that both had.
+    """
 
     offset: int
     start_ms: int
@@ -63,6 +69,7 @@ class _Series:
     first_ms: int
     baseline: str = ""
     canary: Canary | None = None
+    beside_ms: int = _BEFORE
 
 
 class PerformanceStage(Stage):
@@ -100,6 +107,7 @@ class PerformanceStage(Stage):
                     stored.first_ms,
                     stored.baseline,
                     _restored(Canary.restore, stored.canary),
+                    stored.start_ms if stored.beside_ms is None else stored.beside_ms,
                 )
         self._fences[partition] = max((series.offset for series in held.values()), default=_NEVER)
 
@@ -130,7 +138,7 @@ class PerformanceStage(Stage):
             return
         series = held.get(key, _Series(offset, _BEFORE, None, window.start_ms))
         verdicts, detector = _judged(window, model.spec, model.reference, series)
-        found, baseline, canary = _compared(window, model.spec, held, series)
+        found, series = _compared(window, model.spec, held, series)
         verdicts += found
         if model.spec.rules:
             place = Place(window.version, window.segment, window.size_ms)
@@ -139,7 +147,7 @@ class PerformanceStage(Stage):
         start_ms = max(window.start_ms, series.start_ms)
         for old in given_up:
             del held[old]
-        held[key] = _Series(offset, start_ms, detector, series.first_ms, baseline, canary)
+        held[key] = replace(series, offset=offset, start_ms=start_ms, detector=detector)
         self._fences[partition] = offset
         stored = _Stored(
             key,
@@ -147,8 +155,9 @@ class PerformanceStage(Stage):
             start_ms,
             detector.snapshot(),
             series.first_ms,
-            baseline,
-            b"" if canary is None else canary.snapshot(),
+            series.baseline,
+            b"" if series.canary is None else series.canary.snapshot(),
+            series.beside_ms,
         )
         yield Step(
             outputs=(self._output(window, model.spec, verdicts),) if verdicts else (),
@@ -221,22 +230,20 @@ def _compared(
     spec: ModelSpec,
     held: Mapping[SeriesKey, _Series],
     series: _Series,
-) -> tuple[list[wire.Verdict], str, Canary | None]:
-    """What the comparison with the oldest version beside this one says, with whom, and its state."""
-    baseline = _baseline(window, spec, held, series)
-    if baseline is None:
-        return [], series.baseline, series.canary
+) -> tuple[list[wire.Verdict], _Series]:
+    """What the comparison with an older version beside this one says, and the series with its state."""
+    older = _baseline(window, spec, held, series)
+    if older is None:
+        return [], series
     canary = series.canary
     wanted = spec.canary.error_rate, spec.canary.margin
-    if (
-        canary is None
-        or series.baseline != baseline
-        or (canary.error_rate, canary.margin) != wanted
-    ):
+    if canary is None or series.baseline != older or (canary.error_rate, canary.margin) != wanted:
         canary = Canary(*wanted)
     if window.start_ms > series.start_ms:
-        canary.update(Rates(*window.peers[baseline], window.labelled, window.errors))
-    return [compared(canary, baseline)], baseline, canary
+        canary.update(Rates(*window.peers[older], window.labelled, window.errors))
+    beside_ms = max(window.start_ms, series.beside_ms)
+    series = replace(series, baseline=older, canary=canary, beside_ms=beside_ms)
+    return [compared(canary, older)], series
 
 
 def _baseline(
@@ -245,16 +252,18 @@ def _baseline(
     held: Mapping[SeriesKey, _Series],
     series: _Series,
 ) -> str | None:
-    """The version that was first, of those in this window; ``None`` if it is this one. Of two that began together it is the first by name."""
-    if window.segment or window.size_ms != min(spec.windows.sizes):
+    """The older version in this window that its version is compared with, if there is one."""
+    sizes = spec.windows.sizes
+    if window.segment or window.size_ms != min(sizes):
         return None
-    ages = {window.version: series.first_ms}
+    began_ms = {window.version: series.first_ms}
     for version in window.peers:
         key = (window.model, version, "", window.size_ms)
         # One that is not followed yet has its first message here, behind this one.
-        ages[version] = held[key].first_ms if key in held else window.start_ms
-    oldest = min(ages, key=lambda version: (ages[version], version))
-    return None if oldest == window.version else oldest
+        began_ms[version] = held[key].first_ms if key in held else window.start_ms
+    silent_ms = window.start_ms - (series.beside_ms + window.size_ms)
+    withdrawn = silent_ms >= silence_ms(sizes)
+    return baseline(window.version, began_ms, series.baseline, withdrawn=withdrawn)
 
 
 def _config(reference: Reference, level: float) -> ErrorStreamConfig:

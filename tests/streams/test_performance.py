@@ -226,6 +226,50 @@ def test_a_comparison_survives_restarts_and_is_of_the_smallest_windows() -> None
     assert len(answers(whole)) == before
 
 
+def among_three(runner: Runner, minutes: range, *, absent: range = range(0)) -> None:
+    """Version 9 beside 7, which is older than 8; 7 has no labels in the windows ``absent``."""
+    for minute in minutes:
+        at = {"size_ms": 60_000, "start_ms": START + minute * 60_000}
+        live = [version for version in ("7", "8", "9") if version != "7" or minute not in absent]
+        for version in live:
+            peers = {other: (400, 80) for other in live if other != version}
+            runner.feed(10 * minute + int(version), window(0, version=version, peers=peers, **at))
+
+
+def compared_with(runner: Runner) -> dict[str, list[tuple[str, int]]]:
+    """By version, whom it was compared with in each window, and how many labels of that one were known."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for message in runner.said:
+        for v in message.verdicts:
+            if v.kind == "canary":
+                evidence = str(v.evidence["compared_with"]), int(v.evidence["its_labels"])
+                found.setdefault(message.version, []).append(evidence)
+    return found
+
+
+def test_a_comparison_outlasts_a_window_that_the_oldest_of_three_versions_missed() -> None:
+    runner = Runner()
+    for i, version in enumerate(("7", "8")):  # they were there before 9
+        runner.feed(i, window(0, version=version, size_ms=60_000, start_ms=START + i * 60_000))
+    among_three(runner, range(2, 12), absent=range(5, 7))
+    found = compared_with(runner)
+    steady = [("7", 400 * n) for n in range(1, 9)]
+    assert found == {"8": steady, "9": steady}
+
+
+def test_another_baseline_is_chosen_once_the_old_one_was_silent_for_a_day() -> None:
+    runner = Runner()
+    for i, version in enumerate(("7", "8")):
+        runner.feed(i, window(0, version=version, size_ms=60_000, start_ms=START + i * 60_000))
+    among_three(runner, range(2, 4))
+    last, day = 3, 24 * 60
+    gone = range(last + 1, last + day + 5)
+    among_three(runner, range(last + day - 1, last + day + 5), absent=gone)
+    found = compared_with(runner)
+    assert found["9"] == [("7", 400), ("7", 800), *(("8", 400 * n) for n in range(1, 5))]
+    assert found["8"] == [("7", 400), ("7", 800)]  # and now nobody is older
+
+
 def test_series_do_not_see_each_other() -> None:
     runner = Runner()
     places = [(segment, version) for segment in ("", "carrier=UA") for version in ("7", "8")]
@@ -265,7 +309,7 @@ def test_a_detector_of_another_release_starts_anew_and_forgets_no_window() -> No
         runner.feed(hour, window(hour))
     ((key, value),) = runner.table.items()
     stored = msgspec.msgpack.decode(wire.unpack(value))
-    stored[-1] = b"\x01 as an older release wrote it"
+    stored[3] = stored[6] = b"\x01 as an older release wrote it"
     runner.table[key] = wire.pack(msgspec.msgpack.encode(stored))
     runner.start()
     assert runner.feed(2, window(2)) == []
