@@ -14,6 +14,8 @@ broken (a pane)       clean panes are not reported                the model, onc
 broken (no limit)     a change point compares a version with      the model
                       its own past
 clean                 broken                                      the model: the newer one is no cause
+worse (a comparison)  the one that it was compared with           ``release`` of the newer version
+inputs differ         an incident of that release is open         that incident, as evidence; else nobody
 ====================  ==========================================  ==================================
 """
 
@@ -39,6 +41,7 @@ from alerting.book import (
     status_in,
     stream_of,
 )
+from monitor.verdicts import INPUTS_DIFFER
 from monitor.wire import Verdict, VerdictKind, Verdicts, VerdictStatus
 
 _Place: TypeAlias = tuple[str, str, int, int]  # source, segment, size, start
@@ -267,8 +270,8 @@ def _owner(
         others = [peer for version, peer in peers.items() if version != message.version]
         moved = any(_status(peer, verdict) == "ok" for peer in others)
         return None if moved else ("outage", None)  # traffic that another version took is no outage
-    if verdict.kind == "canary" and older:
-        return "release", older[-1]
+    if verdict.kind == "canary":
+        return _of_comparison(book, message, verdict, older)
     elders = {version: peers[version] for version in older if version in peers}
     better = [v for v, peer in elders.items() if _clearly_better(peer, verdict, rules)]
     if better:
@@ -277,6 +280,19 @@ def _owner(
     if not broken and _continues_release(book, message, verdict):
         return "release", None
     return _OF_THE_MODEL[verdict.kind], None
+
+
+def _of_comparison(
+    book: Book, message: Verdicts, verdict: Verdict, older: Sequence[str]
+) -> tuple[Family, str | None] | None:
+    """Worse than an older version is the release's fault. Unlike inputs may be the router's doing: evidence of a release that is known to be bad, and no fault."""
+    if verdict.statistic == INPUTS_DIFFER:
+        bad = any(e.incident.version == message.version for e in book.cases("release"))
+        return ("release", None) if bad else None
+    if not older:
+        return _OF_THE_MODEL["canary"], None
+    better = str(verdict.evidence.get("compared_with", ""))
+    return "release", better if better in older else older[-1]
 
 
 def _blamed(

@@ -132,6 +132,12 @@ _RATES: Final = {
     "off_grid": "values are not on the reference's grid",
     "request_error_rate": "requests end with an error",
 }
+# What a version does more often than the one beside it, by how many points.
+_WORSE: Final = {
+    "more_errors": "errs {:.1f} points more often",
+    "more_request_errors": "fails {:.1f} points more often",
+    "more_slow_requests": "is slow {:.1f} points more often",
+}
 _KINDS: Final = {
     "data_quality": "breaks its limit",
     "data_drift": "has moved away from the reference",
@@ -140,7 +146,7 @@ _KINDS: Final = {
     "performance": "has got worse",
     "service": "has changed",
     "no_data": "gives no data",
-    "canary": "does worse than the version beside it",
+    "canary": "differs from the version beside it",
 }
 
 
@@ -174,8 +180,9 @@ def describe(evidence: Evidence) -> str:
     rate = _RATES.get(evidence.statistic)
     if rate is not None and evidence.value is not None:
         return f"{percent(evidence.value)} of {rate}{_limit(evidence)}"
-    if evidence.kind == "canary" and evidence.value is not None:
-        return f"errs {100 * evidence.value:.1f} points more often than the version beside it"
+    worse = _WORSE.get(evidence.statistic)
+    if worse is not None and evidence.kind == "canary" and evidence.value is not None:
+        return f"{worse.format(100 * evidence.value)} than the version beside it"
     if evidence.limit is None or evidence.value is None:
         return f"{_KINDS[evidence.kind]} ({evidence.statistic})"
     return f"{_KINDS[evidence.kind]}: {evidence.statistic} {evidence.value:.3g}{_limit(evidence)}"

@@ -1,8 +1,8 @@
 """Is the new version worse than the one beside it? Asked after every window, and still wrong at most as often as stated.
 
 Two versions serve the same windows; of each window the labelled predictions of both and their errors are known. Two e-processes grow with
-them, one against "its error rate is not higher" and one against "it is higher by the margin or more". Under its hypothesis an e-process
-reaches ``1 / error_rate`` with a probability of at most ``error_rate``, however often one looks and whenever one stops (Ville's inequality).
+them, one against "its error rate is not higher" (or higher by no more than ``least``, where a smaller difference is nobody's concern) and one
+against "it is higher by the margin or more". Under its hypothesis an e-process reaches ``1 / error_rate`` with a probability of at most ``error_rate``, however often one looks and whenever one stops (Ville's inequality).
 
 **One window.** With ``a`` and ``b`` for the alternative's error rates, and ``a0`` and ``b0`` for those rates of the hypothesis that are next to them (in
 Kullback-Leibler divergence, weighted by the rows), the factor is the likelihood ratio ``L(a, b) / L(a0, b0)`` of the window. Its mean is at most 1 for
@@ -70,6 +70,7 @@ class _State(msgspec.Struct, array_like=True):
     recent: list[float]
     worse: list[float]
     margins: list[float]
+    least: float = 0.0
 
 
 class Canary:
@@ -78,12 +79,16 @@ class Canary:
     Args:
         error_rate: chance of "worse" for a version that is not, and of "not worse" for one that is worse by the margin.
         margin: of the error rate, that nobody minds.
+        least: difference of the rates from which on a version is worse. 0 where each error counts; of millions of requests
+            a tenth of a percent is significant, and nobody's night.
     """
 
-    def __init__(self, error_rate: float, margin: float) -> None:
+    def __init__(self, error_rate: float, margin: float, *, least: float = 0.0) -> None:
         if not (0 < error_rate < 1 and 0 < margin < 1):
             raise ValueError("error_rate and margin lie between 0 and 1")
-        self.error_rate, self.margin = error_rate, margin
+        if not 0 <= least <= margin:
+            raise ValueError("least lies between 0 and the margin")
+        self.error_rate, self.margin, self.least = error_rate, margin, least
         self._answer: Answer = "unknown"
         self._decided_after: int | None = None
         self._totals = np.zeros(4, dtype=np.int64)
@@ -102,7 +107,7 @@ class Canary:
             center = (self._recent[1] + 0.5) / (self._recent[0] + 1.0)
             # The first window has no earlier ones to bet with: its own are not to be used, so it only teaches.
             if self._recent[0] > 0:
-                self._worse += _log_factors(rates, center, EFFECTS, 0.0)
+                self._worse += _log_factors(rates, center, self.least + EFFECTS, self.least)
                 better = np.concatenate((self.margin - EFFECTS, [0.0]))
                 self._margins += _log_factors(rates, center, better, self.margin)
             keep = min(1.0, MEMORY / (self._recent[0] + n))
@@ -120,6 +125,11 @@ class Canary:
             self._answer, difference, *evidence, old_n, new_n, self._decided_after
         )
 
+    @property
+    def saw_errors(self) -> bool:
+        """Whether either version had any."""
+        return bool(self._totals[1] or self._totals[3])
+
     def snapshot(self) -> bytes:
         """Everything that is remembered, for ``restore``."""
         state = _State(
@@ -131,6 +141,7 @@ class Canary:
             self._recent.tolist(),
             self._worse.tolist(),
             self._margins.tolist(),
+            self.least,
         )
         return msgspec.msgpack.encode(state)
 
@@ -143,7 +154,7 @@ class Canary:
         """
         try:
             state = msgspec.msgpack.decode(snapshot, type=_State)
-            canary = cls(state.error_rate, state.margin)
+            canary = cls(state.error_rate, state.margin, least=state.least)
         except (msgspec.MsgspecError, ValueError) as err:
             raise IncompatibleError("no comparison of this release") from err
         sizes = len(state.totals), len(state.recent), len(state.worse), len(state.margins)

@@ -1,7 +1,7 @@
 """The judge of one series: closed panes and windows in, verdicts out.
 
-It owns what has to be remembered between panes: the watch over the means. Its alarms wait for the next window of the smallest size, so that
-verdicts come at one pace.
+It owns what has to be remembered between panes: the watch over the means, and the comparison with an older version beside this one. Both are told with
+the next window of the smallest size, so that verdicts come at one pace.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from monitor import wire
+from monitor.beside import NOBODY, Beside, Peers
 from monitor.budget import Levels
 from monitor.estimation import estimated
 from monitor.panes import SeriesKey
@@ -19,12 +20,14 @@ from monitor.reference import Reference
 from monitor.rules import Measured, Place, apply
 from monitor.spec import ModelSpec
 from monitor.verdicts import judge_pane, judge_window, means, requests
+from monitor.versions import OTHER_VERSION
 from monitor.watch import MeanWatch
 
 
 class _State(msgspec.Struct, array_like=True):
     watch: bytes
     alarms: list[wire.Verdict]
+    beside: bytes = b""
 
 
 class Judge:
@@ -35,10 +38,14 @@ class Judge:
         # One alarm a field and statistic until it is told: a shift that stays fires again and again.
         self._alarms: dict[tuple[str, str], wire.Verdict] = {}
         self._watch: MeanWatch | None = None
+        self._beside: Beside | None = None
         if reference is not None:
             self._levels = Levels.of(spec, reference.profiles, key.segment)
             if key.segment == "":
                 self._watch = MeanWatch(reference, key.segment, self._levels)
+                if key.version != OTHER_VERSION:  # which is several
+                    sizes = spec.windows.sizes
+                    self._beside = Beside(key.version, spec.canary, sizes, reference)
 
     @classmethod
     def restore(
@@ -50,21 +57,32 @@ class Judge:
             stored = msgspec.msgpack.decode(state, type=_State)
             judge._watch.restore(stored.watch)
             judge._alarms = {(v.feature, v.statistic): v for v in stored.alarms}
+            if judge._beside is not None:
+                judge._beside.restore(stored.beside)
         return judge
 
     def snapshot(self) -> bytes:
         """Everything that is remembered, for ``restore``."""
         if self._watch is None:
             return b"-"
-        return msgspec.msgpack.encode(_State(self._watch.snapshot(), [*self._alarms.values()]))
+        beside = b"" if self._beside is None else self._beside.snapshot()
+        alarms = [*self._alarms.values()]
+        return msgspec.msgpack.encode(_State(self._watch.snapshot(), alarms, beside))
 
-    def pane(self, start_ms: int, size_ms: int, profile: Profile) -> wire.Verdicts | None:
-        """Breaches of data quality, if there are any; the means go to the watch."""
+    def pane(
+        self, start_ms: int, size_ms: int, profile: Profile, peers: Peers = NOBODY
+    ) -> wire.Verdicts | None:
+        """Breaches of data quality, if there are any; the means go to the watch.
+
+        ``peers``: all versions that have a pane of this start, this one as well.
+        """
         if self._reference is None:
             return None
         if self._watch is not None:
             for alarm in self._watch.pane(start_ms, start_ms + size_ms, profile):
                 self._alarms.setdefault((alarm.feature, alarm.statistic), alarm)
+        if self._beside is not None:
+            self._beside.pane(start_ms, peers)
         found = judge_pane(
             self._reference, self._key.segment, profile, size_ms=size_ms, levels=self._levels
         )
@@ -90,6 +108,8 @@ class Judge:
         if size_ms == min(self._spec.windows.sizes):
             verdicts += self._alarms.values()
             self._alarms = {}
+            if self._beside is not None:
+                verdicts += self._beside.window(start_ms)
         measured = self._measured(self._reference, profile, size_ms, whole)
         verdicts = self._under_rules(size_ms, verdicts, measured)
         return self._verdicts("window", start_ms, size_ms, profile.n, verdicts)

@@ -63,6 +63,7 @@ class ClosedPane:
     Attributes:
         parts: the series that its events came in: its own, or those that ``__other__`` stands for.
         fresh: nothing that was known of the series before counts any more.
+        began_ms: start of the first pane of the series.
     """
 
     key: SeriesKey
@@ -70,6 +71,7 @@ class ClosedPane:
     profile: Profile
     parts: tuple[SeriesKey, ...] = ()
     fresh: bool = False
+    began_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +286,15 @@ class Panes:
             self.open_bytes -= sum(map(_weight, profiles))
             live = self.roster(owner.bins_id).at(start_ms)
             fresh = owner not in self.windows or self._is_stale(owner, live)
-            yield ClosedPane(owner, start_ms, total(profiles), tuple(parts), fresh)
+            began_ms = None if fresh else self.windows[owner].first_ms
+            yield ClosedPane(
+                owner,
+                start_ms,
+                total(profiles),
+                tuple(parts),
+                fresh,
+                start_ms if began_ms is None else began_ms,
+            )
 
     def _close_windows(
         self, ends: list[tuple[int, SeriesKey, int]], passed_ms: int

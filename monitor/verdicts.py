@@ -31,6 +31,7 @@ MIN_RATE: Final = 5
 MIN_BEYOND: Final = 5  # values above a percentile: of fewer it is the luck of the slowest request
 MIN_LABELLED: Final = 100
 REQUEST_ERRORS: Final = "request_error_rate"
+INPUTS_DIFFER: Final = "inputs_differ"
 # Of millions of events a tenth of a percent is significant, and nobody's night: below 1 in 200 more than usual nothing is a breach.
 LEAST_RATE: Final = 0.005
 # A little more missing, or some new categories (a route that opens), is how traffic changes. A pipeline fault is a jump.
@@ -117,14 +118,21 @@ def judge_performance(
     ]
 
 
-def compared(canary: Canary, baseline: str) -> Verdict:
+def compared(
+    canary: Canary,
+    baseline: str,
+    *,
+    feature: str = PREDICTION,
+    statistic: str = "more_errors",
+    rows: str = "labels",
+) -> Verdict:
     """What is known of a version beside an older one: worse is a breach, not worse within the margin is ``ok``, and else it is not yet known."""
     known = canary.known
     status, words = _ANSWERS[known.answer]
     return Verdict(
         kind="canary",
-        feature=PREDICTION,
-        statistic="more_errors",
+        feature=feature,
+        statistic=statistic,
         status=status,
         value=known.difference,
         limit=None,
@@ -133,12 +141,17 @@ def compared(canary: Canary, baseline: str) -> Verdict:
         evidence={
             "answer": words,
             "compared_with": baseline,
-            "its_labels": known.old_n,
+            f"its_{rows}": known.old_n,
             "margin": canary.margin,
-            "e_value": math.exp(min(known.log_e_worse, LOG_LARGEST)),
+            "e_value": shown_e(known.log_e_worse),
             **({} if known.decided_after is None else {"decided_after": known.decided_after}),
         },
     )
+
+
+def shown_e(log_e: float) -> float:
+    """An e-value by its logarithm, as large as is shown."""
+    return math.exp(min(log_e, LOG_LARGEST))
 
 
 def means(reference: Reference, segment: str, profile: Profile) -> Iterator[Measured]:

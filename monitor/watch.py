@@ -7,7 +7,6 @@ the reference, as in another season, and says when the change began.
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import msgspec
@@ -20,7 +19,7 @@ from monitor.errors import IncompatibleError
 from monitor.profile import Profile
 from monitor.reference import Reference
 from monitor.sequential import EDetector, EDetectorConfig, Shifts, mean_tolerance
-from monitor.verdicts import LOG_LARGEST, kind_of
+from monitor.verdicts import kind_of, shown_e
 from monitor.wire import Verdict
 
 # Events: the mean of fewer says nothing, and their weight is lost with little harm.
@@ -102,7 +101,7 @@ class MeanWatch:
             "reference_mean": float(found.before[i]) * unit + zero,
         }
         if isinstance(found, Shifts):
-            evidence["e_value"] = math.exp(min(float(found.log_e[i]), LOG_LARGEST))
+            evidence["e_value"] = shown_e(float(found.log_e[i]))
         return Verdict(
             kind=kind_of(name),
             feature=name,

@@ -11,8 +11,8 @@ The protocol of one message; the numbers stand in the code:
    that is damaged or whose reference is not to be had goes to the dead letters: the ledger shows its events as unaccounted, since its link counts
    them and no window does.
 4. *Close.* Panes and windows that the new watermark has passed close in the order of event time and are judged.
-5. *Write*, in this order: decisions that a repeat must not take anew, what is no longer needed since an earlier message, open panes, series, deletions
-   of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
+5. *Write*, in this order: decisions that a repeat must not take anew, what is no longer needed since an earlier message, open panes, series (newer versions
+   before the older ones that they are compared with), deletions of closed panes, and **the chain last**. The runner has the outputs acknowledged before.
 
 A crash leaves a prefix of the writes, and without the chain the message is applied again: what was written has its fence, the rest is computed anew
 from the same values, and outputs repeat bit for bit. A closed pane that was not deleted is known by its series, which holds it; so a series that is
@@ -29,12 +29,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 from typing_extensions import override
 
 from monitor import wire
+from monitor.beside import with_peers
 from monitor.errors import IncompatibleError, TransientError
 from monitor.judge import Judge
 from monitor.panes import (
@@ -47,6 +48,7 @@ from monitor.panes import (
     late_contributions,
 )
 from monitor.profile import Layout, Profile
+from monitor.versions import natural
 from streams import merge_table as kept
 from streams.calibrate import Samples
 from streams.chain import ChainFence
@@ -278,13 +280,13 @@ class MergeStage(Stage):
     def _close(self, state: _Partition, effects: _Effects, watermark_ms: int) -> None:
         for name in sorted(state.panes):
             panes, found = state.panes[name], list[wire.Verdicts]()
-            for closed in panes.advance(watermark_ms):
+            for closed, peers in with_peers(panes.advance(watermark_ms)):
                 if isinstance(closed, ClosedPane):
                     self._take(state, effects, closed)
                 effects.series.add(closed.key)
                 judge = self._judge(state, closed.key)
                 if isinstance(closed, ClosedPane):
-                    verdicts = judge.pane(closed.start_ms, panes.pane_ms, closed.profile)
+                    verdicts = judge.pane(closed.start_ms, panes.pane_ms, closed.profile, peers)
                 else:
                     effects.outputs.append(
                         self._window(closed, closed.start_ms + closed.size_ms, contribution="")
@@ -354,7 +356,10 @@ class MergeStage(Stage):
             )
             state.stored.add((key, start))
             yield kept.pane_key(key, start), kept.encode(pane)
-        for key in sorted(effects.series):
+        # A version is compared with an older one in panes that close together. So it is written first: after a crash no pane of its
+        # own closes again without those of the other.
+        series = sorted(effects.series, key=lambda key: _age(state, key), reverse=True)
+        for key in series:
             windows = state.panes[key.model].windows[key]
             unfinished = [
                 (size, start, profile.to_bytes()) for size, (start, profile) in windows.open.items()
@@ -474,6 +479,10 @@ class MergeStage(Stage):
         return Output(
             topic, partition_of(model, self._partitions), model.encode(), wire.encode(message)
         )
+
+
+def _age(state: _Partition, key: SeriesKey) -> tuple[Any, ...]:
+    return state.panes[key.model].windows[key].first_ms or 0, natural(key.version), key
 
 
 def _layout(model: Model) -> Layout:
