@@ -43,6 +43,7 @@ from monitor.orders import Give
 from monitor.settings import ApiSettings, Settings
 from monitor.store import Store
 from monitor.tables import FOREVER_MS
+from monitor.verdicts import INPUTS_DIFFER
 from monitor.wire import IncidentState, VerdictStatus
 
 PAGE: Final = Path(__file__).parent / "page"
@@ -269,6 +270,9 @@ def _add_summaries(router: APIRouter, store: Store) -> None:
         strict: Annotated[
             bool, Query(description="409 unless ok, for who reads the status only.")
         ] = False,
+        proven: Annotated[
+            bool, Query(description="Unknown until each comparison says: not worse within margin.")
+        ] = False,
     ) -> Response:
         """Whether a version may get more traffic: ``data.ok``, and why. A version that is not known is not ok."""
         windows = store.windows(
@@ -276,7 +280,11 @@ def _add_summaries(router: APIRouter, store: Store) -> None:
         )
         firing = store.incidents(model, state="firing", limit=_MOST_FIRING)
         seen = sum(row.n > 0 for row in windows)
-        found = gates.gate(version, seen, firing, least=least)
+        compared = store.comparisons(model, version=version, from_ms=from_ms)
+        newest_ms = max((row.start_ms for row in windows), default=0)
+        # Labels come later than windows; what the windows themselves say of inputs is of now or of no use.
+        compared = [c for c in compared if c.end_ms > newest_ms or c.statistic != INPUTS_DIFFER]
+        found = gates.gate(version, seen, firing, least=least, compared=compared, proven=proven)
         return _json({"data": found}, 200 if found.ok or not strict else 409)
 
     @router.get("/{model:path}/budget")

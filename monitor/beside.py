@@ -27,8 +27,8 @@ are equally fast to the last percent. Blind to what happens among the slowest 5 
 **Errors.** Worse by more than half a point (``LEAST_RATE``), as for the limit of a window.
 
 **Error rates.** Each of the two alarms is false with a chance of at most ``canary.error_rate`` over all panes, and so is any feature's difference, all features
-together (level / features each, a union bound), and any of the outputs'. What was worse stays so until, counted anew from then on, it is "not worse within margin":
-a service recovers, as a model does not. From there the promise begins anew.
+together (level / features each, a union bound), and any of the outputs'. What was worse stays so until, counted anew, it is "not worse within margin": a service
+recovers, as a model does not. From there the promise begins anew.
 
 **Assumption** of all of them: requests are split at random, one by one. See ``monitor.homogeneity`` for what else a split shows.
 """
@@ -110,7 +110,9 @@ class _State(msgspec.Struct, array_like=True):
 
 
 class Recovering:
-    """A comparison whose "worse" ends once the windows since then say "not worse". Mutable: it takes windows in.
+    """A comparison whose "worse" ends once later windows say "not worse". Mutable: it takes windows in.
+
+    They are counted in rounds, each of which ends with an answer; each is wrong at most as often as stated.
 
     Attributes:
         canary: what is known.
@@ -122,10 +124,14 @@ class Recovering:
 
     def update(self, rates: Rates) -> None:
         """Take in a window."""
-        was_worse = self.canary.known.answer == "worse"
+        was_worse = self.canary.answer == "worse"
         self.canary.update(rates)
-        if was_worse and self._since.update(rates).answer == "not_worse":
-            self.canary, self._since = self._since, self._fresh()
+        if was_worse:
+            answer = self._since.update(rates).answer
+            if answer == "not_worse":
+                self.canary = self._since
+            if answer != "unknown":  # worse once more: what comes is not to be outweighed by it
+                self._since = self._fresh()
 
     def snapshot(self) -> tuple[bytes, bytes]:
         """Everything that is remembered, for ``restore``."""

@@ -26,13 +26,11 @@ the windows' own limits are there for it. Evidence has an upper bound, so a diff
 
 from __future__ import annotations
 
-import math
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from monitor.binning import Floats, Ints
 from monitor.errors import IncompatibleError
@@ -93,10 +91,11 @@ class Homogeneity:
     @property
     def known(self) -> Differences:
         """What the panes so far say."""
-        log_e = special.logsumexp(self._log_e, axis=0) - math.log(len(PSEUDO))
+        most = self._log_e.max(axis=0)
+        log_e = most + np.log(np.exp(self._log_e - most).mean(axis=0))
         gaps = np.abs(self._new.astype(np.float64) - self._old)
         distance = np.add.reduceat(gaps, self._first) / max(2 * self._weight, 1e-9)
-        return Differences(np.asarray(log_e), distance)
+        return Differences(log_e, distance)
 
     def snapshot(self) -> bytes:
         """Everything that is remembered, for ``restore``."""

@@ -77,6 +77,12 @@ FROM verdicts FINAL WHERE {_WHERE}
   AND ({{statistic:Nullable(String)}} IS NULL OR statistic = {{statistic:Nullable(String)}})
   AND ({{status:Nullable(String)}} IS NULL OR status = {{status:Nullable(String)}})
 ORDER BY end_ms DESC, start_ms DESC, version, segment, size_ms, feature, statistic LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
+# The newest of each, and those first that ask whether the version is worse: they are few.
+COMPARISONS: Final = f"""
+SELECT statistic, feature, argMax(v.status, v.end) AS status, JSONExtractString(argMax(v.evidence, v.end) AS newest, 'answer') AS answer,
+  JSONExtractString(newest, 'compared_with') AS compared_with, toUnixTimestamp64Milli(max(v.end)) AS end_ms
+FROM (SELECT * FROM verdicts FINAL WHERE kind = 'canary' AND {_WHERE}) AS v
+GROUP BY statistic, feature ORDER BY startsWith(statistic, 'more_') DESC, end_ms DESC, feature LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
 PERFORMANCE: Final = f"""
 SELECT model, version, segment, size_ms, {_START}, revision, predictions, labelled, errors, final, metrics,
   label_delay_p50_ms, label_delay_p95_ms, intervals, classes, confusion

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from monitor import clickhouse, queries
 from monitor.bookings import Bookings
 from monitor.clickhouse import ClickHouse
+from monitor.gate import Comparison
 from monitor.latency import CELLS, percentiles_of
 from monitor.ledger import Ledger, Stored, balance
 from monitor.profile import Layout
@@ -318,6 +319,13 @@ class Store:
         return self._read(
             list[VerdictRow], queries.VERDICTS, parameters, evidence=msgspec.json.decode
         )
+
+    def comparisons(
+        self, model: str, *, version: str, from_ms: int = 0, limit: int = 100
+    ) -> list[Comparison]:
+        """What is known of a version beside an older one: the newest verdict of each statistic and feature, of windows that start from ``from_ms`` on."""
+        scope = _scope(model, version, "", None, from_ms, FOREVER_MS, limit)
+        return self._read(list[Comparison], queries.COMPARISONS, scope)
 
     def performance(
         self,
