@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from alerting.book import Book, Rules, decode_book, encode_book, share_rows
 from alerting.incidents import DEFAULT_RULES, Change, command, step
@@ -448,6 +449,57 @@ def test_requests_that_end_with_an_error_in_the_new_version_only_are_a_bad_relea
     assert told(changes) == [told_of]
     assert "10 % of requests end with an error" in last(changes).title
     assert last(changes).rollback_to == rollback_to
+
+
+def beside(statistic: str, feature: str = "", compared_with: str = "7", value: float = 0.06) -> Verdict:  # fmt: skip
+    """What a comparison of versions found: worse, or inputs that differ."""
+    found = verdict("canary", feature=feature, statistic=statistic, value=value, limit=None)
+    return replace(found, evidence={"compared_with": compared_with})
+
+
+@pytest.mark.parametrize(
+    ("worse", "words"),
+    [
+        (beside("more_request_errors"), "flight-delay 8 fails 6.0 points more often than"),
+        (beside("more_slow_requests", "$latency_ms"), "flight-delay 8 is slow 6.0 points more"),
+        (beside("more_errors", "$prediction"), "flight-delay 8 errs 6.0 points more often than"),
+    ],
+)
+def test_a_version_that_is_worse_than_the_one_beside_it_is_a_bad_release(
+    worse: Verdict, words: str
+) -> None:
+    _, changes = run(two_versions((verdict(status="ok"), worse)))
+    assert told(changes) == [("fired", "8", "bad_release")]
+    incident = last(changes)
+    assert (incident.advice, incident.rollback_to) == ("rollback", "7")
+    assert words in incident.title
+
+
+@pytest.mark.parametrize(("compared_with", "rollback_to"), [("6", "6"), ("gone", "7")])
+def test_the_advice_is_to_go_back_to_the_version_that_did_better(
+    compared_with: str, rollback_to: str
+) -> None:
+    ok, worse = verdict(status="ok"), beside("more_request_errors", compared_with=compared_with)
+    oldest = [judged(ok, day=day, version="6") for day in (-1, 0, 1)]
+    _, changes = run([oldest[0], oldest[1], *two_versions((ok, worse))[:-1], oldest[2], judged(day=2, size_ms=HOUR, n=0, closes=True)])  # fmt: skip
+    assert last(changes).rollback_to == rollback_to
+
+
+def test_inputs_that_differ_are_evidence_of_a_bad_release_and_no_incident_alone() -> None:
+    ok, differs = verdict(status="ok"), beside("inputs_differ", "hour", value=0.9)
+    book, changes = run(two_versions((ok, differs), (ok, differs)))
+    assert changes == []
+    assert not book.open
+    broken = verdict(feature="hour")
+    days = [judged(ok, day=day, version="7") for day in (3, 4)]
+    both = [judged(broken, differs, day=day, version="8") for day in (3, 4)]
+    end = judged(day=5, size_ms=HOUR, n=0, closes=True)
+    _, changes = run([days[0], both[0], days[1], both[1], end], book)
+    assert told(changes) == [("fired", "8", "bad_release")]
+    incident = last(changes)
+    assert [e.statistic for e in incident.evidence] == ["psi", "inputs_differ"]
+    assert incident.title.startswith("hour of flight-delay 8 has moved")
+    assert incident.rollback_to == "7"
 
 
 def test_a_message_that_was_seen_changes_nothing_and_a_new_revision_does() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from monitor.gate import Gate, gate
+from monitor.gate import PROOF, Comparison, Gate, gate
 from monitor.wire import Advice, Incident
 from tests.alerting.test_payloads import item
 
@@ -40,3 +40,38 @@ def test_a_version_goes_on_only_if_it_was_seen_and_nothing_is_wrong_with_it(
 def test_the_reason_is_the_incidents_own() -> None:
     found = gate("7", 3, [OF_7], least=1)
     assert found == Gate(False, "fail", OF_7.title, 3, [OF_7.id])
+
+
+def beside(statistic: str, answer: str, feature: str = "", end_ms: int = 9) -> Comparison:
+    breach = answer in ("worse", "differs")
+    return Comparison(statistic, feature, "breach" if breach else "ok", answer, "7", end_ms)
+
+
+ERRORS, SLOW = beside("more_request_errors", PROOF), beside("more_slow_requests", "not yet known", "$latency_ms")  # fmt: skip
+NEAREST = beside("inputs_differ", "not yet known", "wind")
+
+
+@pytest.mark.parametrize(
+    ("why", "compared", "proven", "state", "reason"),
+    [
+        ("nothing differs", [ERRORS, SLOW, NEAREST], False, "pass", "no incident concerns"),
+        ("one is not known", [ERRORS, SLOW], True, "unknown", "not proven: more_slow_requests"),
+        ("all is known", [ERRORS, NEAREST], True, "pass", "no incident concerns"),
+        ("nothing is known", [], True, "unknown", "no older version beside it"),
+        ("other inputs", [ERRORS, beside("inputs_differ", "differs", "hour")], False, "unknown", "differ from those of version 7: hour"),
+        ("in an older window", [beside("inputs_differ", "differs", "hour", 8), NEAREST], False, "pass", "no incident"),
+        ("other scores", [beside("scores_differ", "differs", "$score")], False, "pass", "no incident"),
+        ("many others", [beside("inputs_differ", "differs", f) for f in "abcd"], False, "unknown", ": a, b, c, ..."),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_a_version_beside_an_older_one_counts(
+    why: str, compared: list[Comparison], proven: bool, state: str, reason: str
+) -> None:
+    found = gate("8", 5, [], least=2, compared=compared, proven=proven)
+    assert (found.state, found.ok) == (state, state == "pass"), why
+    assert reason in found.reason
+
+
+def test_the_answers_of_the_comparisons_are_shown() -> None:
+    found = gate("8", 5, [of("8")], least=2, compared=[ERRORS, SLOW, NEAREST])
+    assert found.compared == {"more_request_errors": PROOF, "more_slow_requests": "not yet known"}

@@ -16,6 +16,7 @@ from monitor.binning import Floats
 from monitor.clickhouse import Migration, RefusedError, migrations, open_client
 from monitor.columns import Columns, from_batch
 from monitor.errors import ConfigError, TransientError
+from monitor.gate import Comparison
 from monitor.history import History
 from monitor.latency import percentiles
 from monitor.profile import Profile
@@ -407,6 +408,33 @@ def test_a_verdict_keeps_its_evidence_and_onset(empty: Store) -> None:
     empty.append("verdicts", to_table("verdicts", verdict_rows(message)), token="v")
     (row,) = empty.verdicts(MODEL)
     assert (row.onset_ms, row.evidence, row.value) == (START, {"k": 1}, 0.97)
+
+
+def test_the_newest_answer_of_each_comparison_is_found(empty: Store) -> None:
+    def said(day: int, *verdicts: tuple[str, str, str], version: str = "8") -> None:
+        made = [
+            Verdict("canary", feature, statistic, "ok", 0.0, None, None, 9, None,
+                    {"answer": answer, "compared_with": "7"})
+            for statistic, feature, answer in verdicts
+        ]  # fmt: skip
+        drift = Verdict("data_drift", "wind", "psi", "ok", 0.1, 0.2, 0.5, 9)
+        at = START + day * DAY
+        message = Verdicts("window", MODEL, version, "", DAY, at, at + DAY, 9, 1, [*made, drift])
+        rows = to_table("verdicts", verdict_rows(message))
+        empty.append("verdicts", rows, token=f"{version}{day}")
+
+    said(0, ("more_errors", "$prediction", "not yet known"), ("inputs_differ", "wind", "differs"))
+    said(1, ("inputs_differ", "temp", "differs"), ("more_errors", "$prediction", "worse"))
+    said(2, ("more_errors", "$prediction", "not yet known"), version="9")
+    found = empty.comparisons(MODEL, version="8")
+    assert [(c.statistic, c.feature, c.answer) for c in found] == [
+        ("more_errors", "$prediction", "worse"),
+        ("inputs_differ", "temp", "differs"),
+        ("inputs_differ", "wind", "differs"),
+    ]
+    assert found[0] == Comparison("more_errors", "$prediction", "ok", "worse", "7", START + 2 * DAY)
+    later = empty.comparisons(MODEL, version="8", from_ms=START + DAY)
+    assert [c.feature for c in later] == ["$prediction", "temp"]
 
 
 def _seen(
