@@ -100,6 +100,9 @@ def test_a_gate_says_whether_a_version_may_go_on(client: httpx.Client) -> None:
     assert later["windows"] == 0, "a version that comes back is looked at anew"
     assert client.get(f"{at}/7/gate", params={"strict": True}).status_code == 409
     assert client.get(f"{at}/7/gate", params={"least": 0}).status_code == 422
+    assert data["compared"] == {}
+    proof = client.get(f"{at}/7/gate", params={"proven": True, "from_ms": START}).json()["data"]
+    assert proof["state"] == "fail", "what fires comes first"
 
 
 def test_windows_come_newest_first_in_bounded_pages_without_a_gap(client: httpx.Client) -> None:

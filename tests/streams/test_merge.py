@@ -333,6 +333,46 @@ def test_any_number_of_crashes_changes_nothing(seed: int) -> None:
     assert_same(crashing, clean)
 
 
+def three_versions(parts: int) -> World:
+    """Version 7, a minute later 8, another minute later 9, which takes the wind for a hundred times as much; 7 sends nothing in the fourth minute."""
+    rng, offsets = np.random.default_rng(5), {0: 0}
+    log = []
+    for i in range(900):
+        ts = START + i * 5 * MINUTE // 900
+        minute = (ts - START) // MINUTE
+        live = [v for v, since in (("7", 0), ("8", 1), ("9", 2)) if since <= minute]
+        version = str(rng.choice([v for v in live if v != "7" or minute != 3]))
+        wind = float(rng.integers(0, 30) * 1.15) * (100 if version == "9" else 1)
+        features = {"wind": wind, "carrier": str(rng.choice(["UA", "B6"]))}
+        error = "timeout" if rng.random() < 0.05 else None
+        log.append(one(0, offsets, ts, version=version, features=features, error=error))
+    log.append(one(0, offsets, START + 60 * MINUTE, model=FLUSH))
+    return World(log).cut(rng, parts, 1, idling=False)
+
+
+def test_versions_are_compared_with_the_oldest_beside_them_as_their_panes_close() -> None:
+    said = judged(Runner().run(three_versions(20).profiles).messages())
+    found = {
+        (m.version, (m.start_ms - START) // MINUTE): v
+        for m in said.values()
+        for v in m.verdicts
+        if v.kind == "canary" and v.statistic == "more_request_errors"
+    }
+    # The fourth minute has no pane of 7; after it the comparison goes on where it was.
+    assert sorted(found) == [("8", 1), ("8", 2), ("8", 4), ("9", 2), ("9", 4)]
+    assert {v.evidence["compared_with"] for v in found.values()} == {"7"}
+    assert found["8", 4].n > found["8", 2].n > found["8", 1].n > 50
+    differs = {
+        (m.version, v.feature)
+        for m in said.values()
+        for v in m.verdicts
+        if v.statistic == "inputs_differ" and v.status == "breach"
+    }
+    assert differs == {("9", "wind")}
+    assert {m.size_ms for m in said.values() for v in m.verdicts if v.kind == "canary"} == {MINUTE}
+    assert judged(Runner().run(three_versions(3).profiles).messages()) == said
+
+
 def test_outputs_of_a_repeat_are_the_same_bytes() -> None:
     """What was written is not said again; what is said again was said in the same words."""
     made = world(12, n=80, parts=5)
