@@ -215,10 +215,10 @@ class LabelSpec(_Strict):
 
 
 class CanarySpec(_Strict):
-    """How two versions that are live at once are compared by their labels (``monitor.canary``).
+    """How two versions that are live at once are compared, by their labels (``monitor.canary``) and by their requests (``monitor.beside``).
 
-    ``margin``: of the error rate, that nobody minds. ``error_rate``: chance of calling a version worse that is not, or not worse by the margin
-    when it is, however long it is watched.
+    ``margin``: of the error rate, and of the share of slow requests, that nobody minds. ``error_rate``: chance of calling a version worse that is not, or not
+    worse by the margin when it is, however long it is watched; of each question by itself.
     """
 
     margin: float = Field(default=0.02, gt=0, lt=1)
