@@ -14,7 +14,7 @@ import pytest
 from monitor import reference as references
 from monitor.beside import NOBODY, Beside, Peer, with_peers
 from monitor.columns import Columns
-from monitor.panes import ClosedPane, ClosedWindow, SeriesKey
+from monitor.panes import Closed, ClosedPane, ClosedWindow, SeriesKey
 from monitor.profile import Profile
 from monitor.versions import OTHER_VERSION
 from monitor.wire import Verdict
@@ -43,7 +43,7 @@ def served(
         "wind": rows.column("wind").to_numpy() * np.where(rng.random(n) < gusty, 3, wind),
         "score": rows.column("score").to_numpy() ** (1 / score),
         "latency_ms": 20 * np.exp(0.5 * rng.normal(size=n)) * times,
-        "error": np.where(rng.random(n) < failing, "timeout", None),
+        "error": ["timeout" if fails else None for fails in rng.random(n) < failing],
     }
     names = [name for name in rows.schema.names if name not in changes]
     kept = {name: rows.column(name) for name in names}
@@ -150,9 +150,9 @@ def test_latencies_that_no_reference_has_are_not_compared() -> None:
 
 
 def test_who_never_sends_errors_hears_nothing_of_them() -> None:
-    beside, calm = fresh(), {"failing": 0.0}
+    beside = fresh()
     for i in range(3):
-        peers = {"7": Peer(0, pane(i, **calm)), "8": Peer(1, pane(-i, **calm))}
+        peers = {v: Peer(int(v), pane((i, v), failing=0.0)) for v in "78"}
         beside.pane(START + i, peers)
     assert ERRORS not in found(beside.window(START))
 
@@ -225,7 +225,7 @@ def test_each_pane_is_given_those_of_its_start_and_bins() -> None:
         return ClosedPane(key, at, NOTHING, (key,), began_ms=int(version, 36))
 
     window = ClosedWindow(SeriesKey(MODEL, "7", "", "b"), 0, 60, NOTHING, whole=True)
-    stream = [
+    stream: list[Closed] = [
         closed("7", 0),
         closed("8", 0),
         closed("8", 0, "carrier=UA"),

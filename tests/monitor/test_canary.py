@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.canary import EFFECTS, Canary, Rates, SequentialResult, _log_factors
+from monitor.canary import EFFECTS, Canary, Rates, SequentialResult, _log_factors, _nearest
 from monitor.errors import IncompatibleError
 
 RATE = st.floats(0.0, 1.0)
@@ -47,6 +47,52 @@ def test_a_factor_against_a_version_that_is_worse_by_the_margin_has_a_mean_of_at
     a *= 0.9
     b = a + 0.1 + extra * (0.9 - a)
     assert mean_factor(n, m, a, b, center, difference, 0.1) <= 1 + 1e-9
+
+
+@given(ROWS, ROWS, RATE, st.floats(-1.0, 1.0), CENTER, st.sampled_from(EFFECTS.tolist()))
+def test_a_factor_against_a_version_that_is_worse_by_what_nobody_minds_has_a_mean_of_at_most_one(
+    n: int, m: int, a: float, extra: float, center: float, effect: float
+) -> None:
+    b = min(max(0.0, a + min(extra, 0.05)), 1.0)
+    assert mean_factor(n, m, a, b, center, 0.05 + effect, 0.05) <= 1 + 1e-9
+
+
+@given(
+    st.integers(1, 10**6), st.integers(1, 10**6), st.floats(1e-4, 1 - 1e-4), st.floats(1e-4, 1 - 1e-4),
+    st.sampled_from([0.0, 0.001, 0.005, 0.02, 0.3, 0.9]),
+)  # fmt: skip
+def test_the_nearest_pair_of_rates_is_where_the_slope_of_the_divergence_changes_its_sign(
+    n: int, m: int, a: float, b: float, boundary: float
+) -> None:
+    x = float(_nearest(np.array([a]), np.array([b]), n, m, boundary)[0])
+
+    def slope(x: float) -> float:
+        y = x + boundary
+        return n * (x - a) / (x * (1 - x)) + m * (y - b) / (y * (1 - y))
+
+    step = 1e-11 + 1e-9 * x
+    low, high = max(x - step, 1e-15), min(x + step, 1 - boundary - 1e-15)
+    assert slope(low) <= 0 <= slope(high)
+
+
+def test_what_nobody_minds_is_not_worse_however_long_it_lasts_and_more_is() -> None:
+    def watch(difference: float) -> str:
+        canary = Canary(0.01, 0.02, least=0.005)
+        rng = np.random.default_rng(4)
+        for _ in range(300):
+            old, new = rng.binomial(1_000, (0.02, 0.02 + difference))
+            canary.update(Rates(1_000, int(old), 1_000, int(new)))
+        return canary.answer
+
+    assert [watch(difference) for difference in (0.004, 0.01)] == ["not_worse", "worse"]
+
+
+def test_a_snapshot_of_the_release_before_goes_on() -> None:
+    canary = Canary(0.01, 0.02)
+    for _ in range(5):
+        canary.update(Rates(100, 10, 100, 30))
+    before = msgspec.msgpack.encode(msgspec.msgpack.decode(canary.snapshot())[:-1])
+    assert Canary.restore(before).snapshot() == canary.snapshot()
 
 
 def test_the_mean_is_above_one_where_the_alternative_is_true() -> None:
@@ -132,3 +178,9 @@ def test_what_is_no_snapshot_is_told(value: bytes) -> None:
 def test_a_promise_that_cannot_be_kept_is_refused(error_rate: float, margin: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         Canary(error_rate, margin)
+
+
+@pytest.mark.parametrize("least", [-0.1, 0.03])
+def test_less_than_nothing_and_more_than_the_margin_are_refused(least: float) -> None:
+    with pytest.raises(ValueError, match="least"):
+        Canary(0.01, 0.02, least=least)

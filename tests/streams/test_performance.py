@@ -226,6 +226,19 @@ def test_a_comparison_survives_restarts_and_is_of_the_smallest_windows() -> None
     assert len(answers(whole)) == before
 
 
+def test_a_row_of_the_release_before_goes_on_with_its_comparison() -> None:
+    whole, upgraded = Runner(), Runner()
+    for runner in (whole, upgraded):
+        beside(runner, range(1, 10), of_new=USUAL - 0.05)
+    for key, value in upgraded.table.items():
+        stored = msgspec.msgpack.decode(wire.unpack(value))
+        upgraded.table[key] = wire.pack(msgspec.msgpack.encode(stored[:-1]))
+    upgraded.start()
+    for runner in (whole, upgraded):
+        beside(runner, range(10, 20), of_new=USUAL - 0.05)
+    assert upgraded.said == whole.said
+
+
 def among_three(runner: Runner, minutes: range, *, absent: range = range(0)) -> None:
     """Version 9 beside 7, which is older than 8; 7 has no labels in the windows ``absent``."""
     for minute in minutes:
