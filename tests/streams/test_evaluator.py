@@ -97,14 +97,14 @@ class World:
             (p.model, p.ts, p.id, p.version, [f"carrier={p.carrier}"], p.prediction, p.score)
             for p in rows
         ]
-        self._store("predictions", "scored", partition, stored)
+        self.put("predictions", "scored", partition, stored)
 
     def store_labels(self, rows: Sequence[Label], partition: int = 0) -> None:
         at = self.stored["labels", partition]
         stored = [(row.model, row.ts, row.id, row.label, at + i) for i, row in enumerate(rows)]
-        self._store("labels", "labels", partition, stored)
+        self.put("labels", "labels", partition, stored)
 
-    def _store(
+    def put(
         self,
         table: TableName,
         topic: Topic,
