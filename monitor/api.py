@@ -220,6 +220,11 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.performance, page_size, model, **scope, final=final)
 
+    @router.get("/{model:path}/versions")
+    def versions(model: str, limit: Limit = None) -> Response:
+        most = _most(limit, page_size)
+        return _page(store.versions(model, limit=most + 1), most)
+
     @router.get("/{model:path}/estimates")
     def estimates(
         model: str, span: Span, version: Text = None, size_ms: Size = None, metric: Text = None

@@ -37,6 +37,15 @@ LEFT JOIN (
     toUnixTimestamp64Milli(min(start)) AS first_ms, max(toUnixTimestamp64Milli(start) + size_ms) AS last_ms
   FROM windows WHERE feature = '' GROUP BY model
 ) AS w USING (model) ORDER BY model"""
+# The window that ends first is of the smallest size that there was then. Requests: of the smallest size there is, as in STORED.
+VERSIONS: Final = """
+SELECT version, argMin(start_ms, (end_ms, -toInt64(size_ms))) AS first_ms, max(end_ms) AS last_ms, sumIf(n, size_ms = smallest) AS requests
+FROM (
+  SELECT version, size_ms, toUnixTimestamp64Milli(start) AS start_ms, start_ms + size_ms AS end_ms, n,
+    (SELECT min(size_ms) FROM windows WHERE model = {model:String} AND feature = '' AND segment = '') AS smallest
+  FROM windows FINAL WHERE model = {model:String} AND feature = '' AND segment = '' AND version != {other:String}
+)
+GROUP BY version ORDER BY first_ms DESC, version LIMIT {limit:UInt32}"""
 # When each binning was last published: `models` is one partition, so its offsets are an order.
 _PUBLISHED: Final = "SELECT bins_id, max(revision) AS published FROM bins WHERE model = {model:String} GROUP BY bins_id"
 # A window in which the reference changed has a closed part in each binning: `bins_id` is the newest of them.
@@ -89,7 +98,7 @@ SELECT model, version, segment, size_ms, {_START}, revision, predictions, labell
 FROM performance FINAL WHERE {_WHERE} AND final >= {{final:UInt8}} {_NEWEST}"""  # noqa: S608 - constants
 ESTIMATES: Final = f"""
 SELECT version, size_ms, {_START}, metric, estimate, low, high, labelled, predictions, final,
-  if(labelled > 0 AND mapContains(metrics, metric), metrics[metric], NULL) AS realised
+  if(labelled > 0 AND mapContains(metrics, metric), metrics[metric], NULL) AS realised, realised - estimate AS error
 FROM (
   SELECT version, size_ms, start, substring(statistic, {len(PREFIX) + 1}) AS metric, value AS estimate,
     JSONExtractFloat(evidence, 'low') AS low, JSONExtractFloat(evidence, 'high') AS high

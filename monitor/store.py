@@ -130,7 +130,7 @@ class VerdictRow(msgspec.Struct, frozen=True):
 class EstimateRow(msgspec.Struct, frozen=True):
     """A metric as it was estimated when a window closed, and what its labels say so far; ``final`` once they are due.
 
-    ``realised`` less ``estimate`` is the error of the estimate; with few of the predictions labelled it is that of the labels as well.
+    ``error`` is ``realised`` less ``estimate``; with few of the predictions labelled it is that of the labels as well.
     """
 
     version: str
@@ -144,6 +144,16 @@ class EstimateRow(msgspec.Struct, frozen=True):
     predictions: int
     final: bool
     realised: float | None
+    error: float | None
+
+
+class VersionRow(msgspec.Struct, frozen=True):
+    """A version of a model: when its first window began and its last one ended, and its events in windows of the smallest size."""
+
+    version: str
+    first_ms: int
+    last_ms: int
+    requests: int
 
 
 class Releases(msgspec.Struct, frozen=True):
@@ -234,6 +244,11 @@ class Store:
         )
         forms = {row["feature"]: msgspec.json.decode(row["form"]) for row in rows}
         return Layout.of(forms) if forms else None
+
+    def versions(self, model: str, *, limit: int = 500) -> list[VersionRow]:
+        """Versions that have windows of their own, the last to appear first."""
+        scope = {"model": model, "other": OTHER_VERSION, "limit": limit}
+        return self._read(list[VersionRow], queries.VERSIONS, scope)
 
     def windows(
         self,

@@ -105,6 +105,14 @@ def test_a_gate_says_whether_a_version_may_go_on(client: httpx.Client) -> None:
     assert proof["state"] == "fail", "what fires comes first"
 
 
+def test_the_versions_of_a_model_say_since_when_they_serve(client: httpx.Client) -> None:
+    found = client.get(f"/api/v1/models/{NAME}/versions").json()
+    end = START + DAYS * DAY
+    seen = {"version": "7", "first_ms": START, "last_ms": end, "requests": DAYS * EVENTS}
+    assert found == {"items": [seen], "truncated": False}
+    assert client.get("/api/v1/models/none/versions").json()["items"] == []
+
+
 def test_windows_come_newest_first_in_bounded_pages_without_a_gap(client: httpx.Client) -> None:
     path = f"/api/v1/models/{NAME}/windows"
     starts: list[int] = []
@@ -182,6 +190,7 @@ def test_an_estimate_stands_beside_what_the_labels_said(client: httpx.Client) ->
         ("accuracy", 0.8, 0.75, 0.85)
     }
     assert [row["realised"] for row in rows] == [row["metrics"]["accuracy"] for row in labelled]
+    assert [row["error"] for row in rows] == pytest.approx([row["realised"] - 0.8 for row in rows])
     assert (rows[0]["labelled"], rows[0]["predictions"], rows[0]["final"]) == (190, EVENTS, True)
     assert client.get(path, params={"metric": "f1"}).json()["items"] == []
 

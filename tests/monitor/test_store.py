@@ -23,7 +23,7 @@ from monitor.profile import Profile
 from monitor.reference import Reference, build
 from monitor.settings import ClickHouseSettings
 from monitor.spec import parse_spec
-from monitor.store import PERIOD_MS, Releases, Store
+from monitor.store import PERIOD_MS, Releases, Store, VersionRow
 from monitor.tables import (
     bins_rows,
     delivery_row,
@@ -510,6 +510,24 @@ def test_a_deployment_is_a_version_whose_first_window_closed_in_the_last_period_
     _seen(empty, "c", "2", end, end)  # both from the first window on
     assert empty.releases().deployments == 3
     assert empty.releases().change_failure_rate == 0.0
+
+
+def test_a_version_begins_with_its_first_window_and_its_requests_are_those_of_the_smallest_windows(
+    empty: Store,
+) -> None:
+    hour = DAY // 24
+    for size, first_7, first_8 in ((hour, 1 / 24, 5.5), (DAY, 1, 6)):
+        _seen(empty, "a", "7", first_7, 10, size=size)
+        _seen(empty, "a", "8", first_8, 8, size=size)
+        _seen(empty, "a", OTHER_VERSION, 2, 10, size=size)
+        _seen(empty, "a", "9", 2, 10, size=size, segment="carrier=UA")
+        _seen(empty, "b", "10", 2, 10, size=size)
+    first_ms, last_ms = START + int(5.5 * DAY) - hour, START + 8 * DAY
+    assert empty.versions("a") == [
+        VersionRow("8", first_ms, last_ms, int(2.5 * 24) + 1),
+        VersionRow("7", START, START + 10 * DAY, 240),
+    ]
+    assert [row.version for row in empty.versions("a", limit=1)] == ["8"]
 
 
 def test_a_deployment_failed_if_a_bad_release_is_the_newest_cause_of_an_incident_of_it(
