@@ -220,11 +220,6 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.performance, page_size, model, **scope, final=final)
 
-    @router.get("/{model:path}/versions")
-    def versions(model: str, limit: Limit = None) -> Response:
-        most = _most(limit, page_size)
-        return _page(store.versions(model, limit=most + 1), most)
-
     @router.get("/{model:path}/estimates")
     def estimates(
         model: str, span: Span, version: Text = None, size_ms: Size = None, metric: Text = None
@@ -258,11 +253,16 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
         )
         return _found(found, "no such window of this feature")
 
-    _add_summaries(router, store)
+    _add_summaries(router, store, page_size)
     return router
 
 
-def _add_summaries(router: APIRouter, store: Store) -> None:
+def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
+    @router.get("/{model:path}/versions")
+    def versions(model: str, limit: Limit = None) -> Response:
+        most = _most(limit, page_size)
+        return _page(store.versions(model, limit=most + 1), most)
+
     @router.get("/{model:path}/versions/{version:path}/gate")
     def gate(
         model: str,

@@ -21,6 +21,7 @@ from monitor import store
 from monitor.settings import ClickHouseSettings
 from monitor.store import Store
 from monitor.tables import SCHEMAS, Row, to_table
+from monitor.versions import OTHER_VERSION
 from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
 
 GRAFANA: Final = Path(__file__).parent.parent / "grafana"
@@ -110,27 +111,31 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         store.migrate(settings)
         link = store.connect(settings)
         fill(link, days=DAYS)
-        link.append("windows", to_table("windows", [_half_missing()]), token="missing")
+        more = [
+            _window(feature="humid", n=100, missing=100),
+            _window(version=OTHER_VERSION),
+            _window(size_ms=DAY // 24, start=START - DAY),
+        ]
+        link.append("windows", to_table("windows", more), token="more")
         yield link
         link.close()
 
 
-def _half_missing() -> Row:
+def _window(**changes: object) -> Row:
     values = {
         "model": MODEL,
         "version": "7",
         "segment": "",
         "size_ms": DAY,
         "start": START,
-        "feature": "humid",
+        "feature": "",
         "contribution": "",
-        "n": 100,
-        "missing": 100,
         "counts": [],
         "unseen": [],
         "mean": None,
         "variance": None,
         "bins_id": "",
+        **changes,
     }
     return tuple(values.get(name, 0) for name in SCHEMAS["windows"].names)
 
@@ -172,6 +177,24 @@ def test_the_first_panel_shows_the_fault_that_was_staged(filled: Store) -> None:
         if row["ratio"] > 1
     }
     assert "wind_speed" in over
+
+
+def test_how_far_an_estimate_was_off_is_its_distance_from_what_labels_say(filled: Store) -> None:
+    (panel,) = [p for p in panels(DASHBOARDS[0]) if "how far off" in p["title"]]
+    measured, estimated, off = (
+        [(row["series"], row["value"]) for row in rows(filled, expand(target["rawSql"]))]
+        for target in panel["targets"]
+    )
+    said = [row.metrics["accuracy"] for row in reversed(filled.performance(MODEL))]
+    assert measured == [("version 7, measured", value) for value in said]
+    assert estimated == [("version 7, estimated", 0.8)] * DAYS
+    assert off == [("version 7, off by", pytest.approx(abs(value - 0.8))) for value in said]
+
+
+def test_a_release_is_told_where_the_first_window_of_the_chosen_size_begins(filled: Store) -> None:
+    (query,) = [sql for name, sql in sql_of(DASHBOARDS[0]) if name == "annotation Releases"]
+    (row,) = rows(filled, expand(query))
+    assert (row["time"].timestamp() * 1000, row["text"]) == (START, "version 7 appears")
 
 
 def test_an_empty_range_is_an_empty_answer_and_no_error(filled: Store) -> None:

@@ -55,7 +55,30 @@ export const BANDS = [
 const DAY_MS = 86400000;
 const COLUMNS = 96; // more would be thinner than a finger; neighbours share a cell, and the worst of them shows
 
-export function heatMap(cells, onChoose) {
+const MARK_LINE = 13, MARK_LINES = 4; // of the names over a chart: their height in pixels, and how many lines they get at most
+
+// Where the names of `marks` go, which are in the order of `at`: one that would cover another, or be crossed by its line, stands lower.
+function placed(marks, width) {
+  const ends = [];
+  return marks.map((mark) => {
+    const room = 7 * mark.name.length + 8, from = Math.min(mark.at, width - room);
+    const line = 1 + ends.findLastIndex((end) => end > from);
+    ends[line] = from + room;
+    return { ...mark, from, line: Math.min(line, MARK_LINES) };
+  });
+}
+
+// Vertical lines through a chart, each under its name; where there is no room for a name, only its line tells it.
+function flags(marks, bottom) {
+  return marks.map(({ at, from, line, name, note }) => svg("g", { class: "mark" }, svg("title", {}, note),
+    svg("line", { x1: at, x2: at, y1: Math.min(line + 1, MARK_LINES) * MARK_LINE, y2: bottom }),
+    line < MARK_LINES ? svg("text", { x: from, y: 10 + line * MARK_LINE }, name) : null));
+}
+
+const linesOf = (marks) => Math.min(MARK_LINES, 1 + Math.max(-1, ...marks.map((mark) => mark.line)));
+
+// `marks` are events of which the charts show when they came: {x, name, note}, in the order of x.
+export function heatMap(cells, onChoose, marks = []) {
   const features = [...new Set(cells.map((cell) => cell.feature))].sort();
   const starts = [...new Set(cells.map((cell) => cell.start_ms))].sort((a, b) => a - b);
   const share = Math.ceil(starts.length / COLUMNS);
@@ -69,23 +92,30 @@ export function heatMap(cells, onChoose) {
   const columns = Math.ceil(starts.length / share);
   const left = 8 + 7 * Math.max(...features.map((name) => name.length));
   const width = Math.max(7, Math.min(24, Math.floor((1060 - left) / columns))), height = 18;
-  const chart = svg("svg", { width: left + columns * width + 8, height: features.length * height + 26, role: "img", "aria-label": "Heat map of drift by feature and time" });
+  const right = left + columns * width + 8;
+  const columnAt = (ms) => columnOf.get(starts.find((start) => start + cells[0].size_ms > ms));
+  const shown = placed(marks.filter((mark) => mark.x >= starts[0] && columnAt(mark.x) !== undefined)
+    .map((mark) => ({ ...mark, at: left + columnAt(mark.x) * width - 0.5 })), right);
+  const top = linesOf(shown) * MARK_LINE;
+  const bottom = top + features.length * height;
+  const chart = svg("svg", { width: right, height: bottom + 26, role: "img", "aria-label": "Heat map of drift by feature and time" });
   features.forEach((name, row) => {
-    chart.append(svg("text", { x: left - 6, y: row * height + 13, "text-anchor": "end" }, name));
+    chart.append(svg("text", { x: left - 6, y: top + row * height + 13, "text-anchor": "end" }, name));
     for (let column = 0; column < columns; column++) {
       const cell = worst.get(`${name}\n${column}`);
       const band = cell?.ratio == null ? "cn" : BANDS.find(([top]) => cell.ratio <= top)[1];
       const choose = cell && (() => onChoose(cell));
       const words = cell && `${name}, ${time(cell.start_ms)} UTC: ${cell.ratio == null ? "too few events" : `${number(cell.value)}, limit ${number(cell.limit)}`}, n = ${number(cell.n)}`;
-      const place = { x: left + column * width, y: row * height, width: width - 1, height: height - 1, rx: 2 };
+      const place = { x: left + column * width, y: top + row * height, width: width - 1, height: height - 1, rx: 2 };
       chart.append(svg("rect", { ...place, class: `${band}${cell ? " cell" : ""}`, ...(cell && { click: choose }) }, words ? svg("title", {}, words) : null));
     }
   });
   const says = cells[0].size_ms < DAY_MS ? time : day;
   const room = cells[0].size_ms < DAY_MS ? 110 : 76; // of a label, in pixels
   for (let column = 0; column === 0 || (columns - column) * width >= room; column += Math.ceil(room / width)) {
-    chart.append(svg("text", { x: left + column * width, y: features.length * height + 16 }, says(starts[column * share])));
+    chart.append(svg("text", { x: left + column * width, y: bottom + 16 }, says(starts[column * share])));
   }
+  chart.append(...flags(shown, bottom));
   return chart;
 }
 
@@ -95,11 +125,13 @@ export function heatLegend() {
     ...BANDS.map(([, band, words]) => el("li", {}, swatch(band), words)), el("li", {}, swatch("cn"), "no data"));
 }
 
-export function lines(series, { label }) {
+export function lines(series, { label, marks = [] }) {
   const points = series.flatMap((one) => one.points);
   const [x0, x1] = range(points.map((p) => p.x)), [y0, y1] = range(points.map((p) => p.y));
-  const width = 1060, height = 220, left = 56, bottom = 24, top = 10;
+  const width = 1060, left = 56, bottom = 24;
   const x = (v) => left + ((v - x0) / (x1 - x0)) * (width - left - 10);
+  const shown = placed(marks.filter((mark) => mark.x >= x0 && mark.x <= x1).map((mark) => ({ ...mark, at: x(mark.x) })), width);
+  const top = 10 + linesOf(shown) * MARK_LINE, height = 210 + top;
   const y = (v) => top + (1 - (v - y0) / (y1 - y0)) * (height - top - bottom);
   const chart = svg("svg", { width, height, role: "img", "aria-label": label });
   for (let i = 0; i <= 4; i++) {
@@ -111,6 +143,7 @@ export function lines(series, { label }) {
     const at = x0 + (i / 6) * (x1 - x0);
     chart.append(svg("text", { x: x(at), y: height - 6 }, x1 - x0 < 6 * DAY_MS ? time(at) : day(at)));
   }
+  chart.append(...flags(shown, height - bottom));
   const colorOf = (one, i) => `v${(one.color ?? i) % 5}`;
   series.forEach((one, i) => {
     const path = one.points.map((p, j) => `${j ? "L" : "M"}${x(p.x).toFixed(1)},${y(p.y).toFixed(1)}`).join("");

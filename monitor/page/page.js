@@ -5,6 +5,7 @@ import { bins, duration, el, empty, heatLegend, heatMap, lines, number, table, t
 const EVERY_MS = 5000;
 const STATISTICS = ["psi", "ks", "missing", "wrong_type", "non_finite", "off_grid", "unseen", "out_of_range"];
 // What a window says of its requests: words, and the value of a row.
+const JUDGED = 30; // of the newest windows, by which estimates are judged
 const SERVICE = {
   latency_p50: ["latency p50, ms", (row) => row.latency_p50],
   latency_p95: ["latency p95, ms", (row) => row.latency_p95],
@@ -91,7 +92,14 @@ function incidents(found, deliveries) {
   $("incidents").replaceChildren(...(sorted.length ? sorted.map((incident) => incidentCard(incident, deliveries)) : [empty("None. Quiet is good.")]));
 }
 
-async function drift(model) {
+// When each version began to serve, for charts of windows of one size: a mark stands where the first of them begins.
+function releases(versions, size) {
+  return [...versions].reverse().map(({ version, first_ms, requests }) => ({
+    x: Math.floor(first_ms / size) * size, name: `version ${version}`, note: `version ${version} serves since ${time(first_ms)} UTC, ${number(requests)} requests so far`,
+  }));
+}
+
+async function drift(model, versions) {
   const statistic = options("statistic", STATISTICS);
   const size = Number(options("size", [...model.sizes_ms].sort((a, b) => a - b), (ms) => duration(Number(ms))));
   const version = options("version", model.versions);
@@ -105,7 +113,7 @@ async function drift(model) {
   }
   const first = $("heat").querySelector("rect") === null;
   const scrolled = $("heat").scrollLeft;
-  $("heat").replaceChildren(heatMap(cells, (cell) => { shownCell = { model: model.model, cell }; distribution(); }));
+  $("heat").replaceChildren(heatMap(cells, (cell) => { shownCell = { model: model.model, cell }; distribution(); }, releases(versions, size)));
   $("heat").scrollLeft = first ? $("heat").scrollWidth : scrolled; // on a phone the latest windows are the first thing to see
   $("legend").replaceChildren(heatLegend());
 }
@@ -126,7 +134,18 @@ async function distribution() {
 // Of the windows of a version, in the order given; `point` says what is shown of one.
 const pointsOf = (rows, version, point) => rows.filter((row) => row.version === version).map((row) => ({ x: row.start_ms, ...point(row) }));
 
-async function performance(model) {
+// How far the newest estimates were off, of windows whose labels were due; `rows` are in the order of time.
+function judged(rows) {
+  const known = rows.filter((row) => row.final && row.error !== null).slice(-JUDGED);
+  if (!known.length) return "";
+  const off = known.reduce((sum, row) => sum + Math.abs(row.error), 0) / known.length;
+  const inside = known.filter((row) => row.low <= row.realised && row.realised <= row.high).length;
+  return `The estimate was off by ${points(off)} on average over the last ${known.length} windows whose labels were due; in ${inside} of them the labels were in its band.`;
+}
+
+const points = (share) => `${(100 * share).toFixed(1)} points`;
+
+async function performance(model, served) {
   const { items } = await ask(`${modelPath(model.model)}/performance`);
   const metrics = [...new Set(items.flatMap((row) => Object.keys(row.metrics)))].sort();
   const metric = options("metric", metrics);
@@ -139,13 +158,14 @@ async function performance(model) {
   const said = (row) => `${number(row.labelled)} of ${number(row.predictions)} labelled${row.intervals[metric] ? `; 95 %: ${between(...row.intervals[metric])}` : ""}`;
   // An estimate is a dashed line behind what the labels say, in the colour of its version.
   const series = versions.flatMap((version, color) => [
-    { name: `version ${version}, estimated`, dashed: true, color, points: pointsOf(estimated, version, (row) => ({ y: row.estimate, note: `estimate; ${between(row.low, row.high)}` })) },
+    { name: `version ${version}, estimated`, dashed: true, color, points: pointsOf(estimated, version, (row) => ({ y: row.estimate, note: `estimate; ${between(row.low, row.high)}${row.error === null ? "" : `; labels say ${number(row.realised)}, ${points(Math.abs(row.error))} ${row.error < 0 ? "less" : "more"}`}` })) },
     { name: `version ${version}`, color, points: pointsOf(rows, version, (row) => ({ y: row.metrics[metric], note: said(row) })) },
   ]).filter((one) => one.points.length);
-  $("performance").replaceChildren(series.length ? lines(series, { label: `${metric} by version over time` }) : empty("No labels have come yet."));
+  $("estimated").textContent = judged(estimated);
+  $("performance").replaceChildren(series.length ? lines(series, { label: `${metric} by version over time`, marks: releases(served, size) }) : empty("No labels have come yet."));
 }
 
-async function service(model) {
+async function service(model, versions) {
   const [words, value] = SERVICE[options("service", Object.keys(SERVICE), (name) => SERVICE[name][0])];
   const { items } = await ask(`${modelPath(model.model)}/windows`, { size_ms: $("size").value });
   const rows = items.filter((row) => row.n > 0 && value(row) !== null).sort((a, b) => a.start_ms - b.start_ms);
@@ -153,7 +173,7 @@ async function service(model) {
     name: `version ${version}`,
     points: pointsOf(rows, version, (row) => ({ y: value(row), note: `${number(row.n)} requests` })),
   }));
-  $("requests").replaceChildren(series.length ? lines(series, { label: `${words} by version over time` }) : empty("No window has it yet."));
+  $("requests").replaceChildren(series.length ? lines(series, { label: `${words} by version over time`, marks: releases(versions, Number($("size").value)) }) : empty("No window has it yet."));
 }
 
 function ledger(report) {
@@ -180,9 +200,10 @@ async function draw() {
   tiles(model, found.items, report);
   incidents(found.items, sent.items);
   ledger(report);
-  await drift(model);
-  await performance(model);
-  await service(model);
+  const { items: versions } = await ask(`${modelPath(name)}/versions`);
+  await drift(model, versions);
+  await performance(model, versions);
+  await service(model, versions);
   $("status").textContent = `updated ${new Date().toISOString().slice(11, 19)} UTC`;
 }
 

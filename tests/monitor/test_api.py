@@ -87,6 +87,16 @@ def test_a_model_is_found_by_its_name_even_with_a_slash_in_it(client: httpx.Clie
     assert row["spec"]["notify"][0]["slack"]["url"] == "env:SLACK_WEBHOOK"
 
 
+def test_the_page_asks_for_nothing_that_the_api_does_not_have(client: httpx.Client) -> None:
+    script = (api.PAGE / "page.js").read_text()
+    asked = re.findall(r"ask\([`\"](?:\$\{modelPath\([\w.]+\)\})?([^`\"]*)[`\"]", script)
+    paths = {path if path.startswith("/api") else f"/api/v1/models/*{path}" for path in asked}
+    wanted = {re.sub(r"\$\{.+?\}", "*", path) for path in paths}
+    known = client.get("/api/v1/openapi.json").json()["paths"]
+    assert len(wanted) == 10
+    assert wanted <= {re.sub(r"\{.+?\}", "*", path) for path in known}
+
+
 def test_a_gate_says_whether_a_version_may_go_on(client: httpx.Client) -> None:
     at = f"/api/v1/models/{NAME}/versions"
     found = client.get(f"{at}/7/gate")
