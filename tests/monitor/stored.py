@@ -149,7 +149,7 @@ def _judged(rng: np.random.Generator, at_ms: int, *, faulty: bool) -> Verdicts:
 
 
 def _performed(rng: np.random.Generator, at_ms: int) -> Performance:
-    metrics = {"accuracy": 0.8 + 0.05 * float(rng.random()), "roc_auc": 0.7}
+    metrics = {"accuracy": 0.78 + 0.05 * float(rng.random()), "roc_auc": 0.7}
     return Performance(MODEL, "7", "", DAY, at_ms, 190, EVENTS, 190, 38, True, metrics, 3_600_000)
 
 

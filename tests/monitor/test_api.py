@@ -180,7 +180,7 @@ def test_verdicts_are_filtered_by_statistic_and_status(client: httpx.Client) -> 
 def test_performance_incidents_deliveries_and_the_ledger_are_shown(client: httpx.Client) -> None:
     rows = client.get(f"/api/v1/models/{NAME}/performance").json()["items"]
     assert len(rows) == DAYS
-    assert 0.8 <= rows[0]["metrics"]["accuracy"] <= 0.85
+    assert 0.78 <= rows[0]["metrics"]["accuracy"] <= 0.83
     firing = client.get("/api/v1/incidents", params={"state": "firing"}).json()["items"]
     assert [incident["id"] for incident in firing] == [FIRING]
     assert client.get(f"/api/v1/incidents/{FIRING}").json() == firing[0]
