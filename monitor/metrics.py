@@ -49,7 +49,8 @@ Overflow = Literal[
 ]
 LabelFate = Literal[
     "joined",  # the prediction has its first label
-    "corrected",  # the prediction has more than one, of which the newest counts
+    "corrected",  # the prediction has one more, of which the newest counts
+    "duplicate",  # the prediction has this one
     "unmatched",  # there is no such prediction, or none yet
     "found_later",  # the prediction of a label that was there before
 ]
@@ -198,7 +199,7 @@ LABELS_REFUSED: Final = _counter(
 EVALUATOR_WINDOWS: Final = _counter("evaluator_windows_total", "Performance windows computed.")
 LABELS: Final = _counter(
     "labels_total",
-    "Ids of labels that were looked for among the predictions, by what was found: monitor/truth.py.",
+    "Labels that were looked for among the predictions, by what was found: monitor/truth.py.",
     "fate",
     LABEL_FATES,
 )

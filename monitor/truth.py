@@ -11,8 +11,8 @@ What becomes of a label; the last column is the series that counts it, ``fate`` 
     joined        its prediction is stored, and has no other label             ``joined``
     corrected     its prediction has a label of another ``ts``: the newest     ``corrected``
                   counts, in whatever order they come, and the revision grows
-    duplicate     its prediction has a label of the same ``ts``: they are one; as what it was
-                  should they differ, the one later in the log counts          the first time
+    duplicate     its prediction has a label of the same ``ts``: they are one;   ``duplicate``
+                  should they differ, the one later in the log counts
     early         its prediction is not stored yet: it waits, and is joined    ``unmatched``, then
                   when the prediction comes                                    ``found_later``
     unknown       no prediction has its id: kept as long as any label          ``unmatched``
@@ -21,7 +21,7 @@ What becomes of a label; the last column is the series that counts it, ``fate`` 
     too early     more than ``SKEW_MS`` before its prediction: never joined    ``unmatched``
     ============= ============================================================ ==============
 
-The series say what was found when a label came, so a restart in the middle of a step counts the step twice; the rows do not.
+The series say what was found when a label came. A step that is repeated after a restart finds duplicates; the rows are the same.
 """
 
 from __future__ import annotations
@@ -61,30 +61,31 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Rows of one model and partition in some ranges: how many, of how many ids, and their event times."""
+    """Rows of one model and partition in some ranges: how many, and their event times."""
 
     model: str
     topic: Topic
     partition: int
     n: int
-    ids: int
     first_ms: int
     last_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Predictions in some ranges, or of the labels in them, that have a label now.
+    """What a join of some ranges did.
 
     Attributes:
-        starts: of the units of time in which they were made, ascending.
-        predictions: how many they are.
-        corrected: how many of them have more than one label.
+        starts: of the units of time with labelled predictions of these ranges, or of their labels, ascending.
+        first: predictions that got their first label.
+        more: labels that these or other predictions got beyond the first.
+        matched: rows in the ranges whose id a labelled prediction has now.
     """
 
     starts: Sequence[int]
-    predictions: int
-    corrected: int
+    first: int
+    more: int
+    matched: int
 
 
 class Truth:
@@ -139,13 +140,18 @@ class Truth:
             "labels_from_ms": max(0, first - (HORIZON_MS if labels else SKEW_MS)),
             **_bounds(ranges),
         }
-        join, touch = (_asked(q, ranges, sum(a.ids for a in arrived)) for q in (_JOIN, _TOUCHED))
+        n = sum(a.n for a in arrived)
+        join, touched, matched = (_asked(q, ranges, n) for q in (_JOIN, _TOUCHED, _MATCHED))
+        before = self._link.rows(touched, parameters)
         self._link.execute(join, parameters)
-        touched = self._link.rows(touch, parameters)
+        after = self._link.rows(touched, parameters)
+        predictions, known = (sum(row["n"] for row in rows) for rows in (after, before))
+        grown = sum(row["labels"] for row in after) - sum(row["labels"] for row in before)
         return Joined(
-            starts=[row["start"] for row in touched],
-            predictions=sum(row["n"] for row in touched),
-            corrected=sum(row["corrected"] for row in touched),
+            starts=[row["start"] for row in after],
+            first=predictions - known,
+            more=grown - (predictions - known),
+            matched=self._link.rows(matched, parameters)[0]["n"],
         )
 
     def outcomes(self, model: str, from_ms: int, to_ms: int) -> Outcomes:
@@ -205,9 +211,9 @@ class Truth:
         )
 
 
-def _asked(query: str, ranges: Sequence[Range], ids: int) -> str:
-    """A query about the ids in ranges; so many of them that each granule has one are found faster without the index."""
-    index = int(ids < MANY_IDS)
+def _asked(query: str, ranges: Sequence[Range], rows: int) -> str:
+    """A query about the ids of ``rows`` rows in ranges; so many of them that each granule has one are found faster without the index."""
+    index = int(rows < MANY_IDS)
     return f"{query.replace('{known}', _KNOWN).replace('{inside}', _inside(ranges))}\nSETTINGS use_skip_indexes = {index}"
 
 
@@ -232,8 +238,7 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 
 _ARRIVED: Final = """
-SELECT model, partition, count() AS n, uniqExact(id) AS ids, toUnixTimestamp64Milli(min(ts)) AS first_ms,
-  toUnixTimestamp64Milli(max(ts)) AS last_ms
+SELECT model, partition, count() AS n, toUnixTimestamp64Milli(min(ts)) AS first_ms, toUnixTimestamp64Milli(max(ts)) AS last_ms
 FROM arrivals WHERE topic = {topic:String} AND ({inside}) GROUP BY model, partition ORDER BY model, partition"""
 _ARRIVALS: Final = (
     "FROM arrivals WHERE topic = {topic:String} AND model = {model:String} AND ({inside})"
@@ -258,11 +263,14 @@ INNER JOIN (
 ) AS l ON p.id = l.id
 WHERE l.ts >= p.ts - INTERVAL {SKEW_MS // _DAY_MS} DAY AND l.ts <= p.ts + INTERVAL {HORIZON_MS // _DAY_MS} DAY
 GROUP BY p.model, p.ts, p.id"""  # noqa: S608 - constants
+_LABELLED: Final = (
+    f"FROM outcomes WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND {{known}}"
+)
 _TOUCHED: Final = f"""
-SELECT intDiv(toUnixTimestamp64Milli(ts), {{unit:Int64}}) * {{unit:Int64}} AS start,
-  uniqExact(ts, id) AS n, uniqExactIf((ts, id), labels > 1) AS corrected
-FROM outcomes
-WHERE model = {{model:String}} AND ts >= {_FROM} AND ts <= {_TO} AND {{known}} GROUP BY start ORDER BY start"""  # noqa: S608 - constants
+SELECT intDiv(toUnixTimestamp64Milli(ts), {{unit:Int64}}) * {{unit:Int64}} AS start, count() AS n, sum(most) AS labels
+FROM (SELECT ts, id_hash, id, max(labels) AS most {_LABELLED} GROUP BY ts, id_hash, id)
+GROUP BY start ORDER BY start"""  # noqa: S608 - constants
+_MATCHED: Final = f"SELECT count() AS n {_ARRIVALS} AND id IN (SELECT id {_LABELLED})"
 _OUTCOMES: Final = f"""
 SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toUnixTimestamp64Milli(label_ts) AS label_ms, labels, version, segments, id_hash,
   prediction, ifNull(score, nan) AS score, label

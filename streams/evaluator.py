@@ -289,14 +289,15 @@ class Evaluator:
 
 
 def _count(topic: Topic, arrived: Iterable[Arrived], found: Joined) -> None:
-    """What became of labels, as far as a join tells: see ``monitor.truth``."""
+    """What became of labels: see ``monitor.truth``."""
     if topic == "scored":
-        metrics.LABELS.labels("found_later").inc(found.predictions)
+        metrics.LABELS.labels("found_later").inc(found.first)
         return
-    metrics.LABELS.labels("joined").inc(found.predictions - found.corrected)
-    metrics.LABELS.labels("corrected").inc(found.corrected)
-    unmatched = sum(a.ids for a in arrived) - found.predictions
-    metrics.LABELS.labels("unmatched").inc(max(0, unmatched))  # an id may be of two predictions
+    metrics.LABELS.labels("joined").inc(found.first)
+    metrics.LABELS.labels("corrected").inc(found.more)
+    # An id may be of two predictions.
+    metrics.LABELS.labels("duplicate").inc(max(0, found.matched - found.first - found.more))
+    metrics.LABELS.labels("unmatched").inc(sum(a.n for a in arrived) - found.matched)
 
 
 def _runs(starts: Sequence[int], size: int) -> Iterator[Sequence[int]]:
