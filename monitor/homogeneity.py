@@ -95,7 +95,7 @@ class Homogeneity:
         log_e = most + np.log(np.exp(self._log_e - most).mean(axis=0))
         gaps = np.abs(self._new.astype(np.float64) - self._old)
         distance = np.add.reduceat(gaps, self._first) / max(2 * self._weight, 1e-9)
-        return Differences(log_e, distance)
+        return Differences(log_e, np.minimum(distance, 1.0))  # single precision may pass it
 
     def snapshot(self) -> bytes:
         """Everything that is remembered, for ``restore``."""
