@@ -38,7 +38,7 @@ from load.markdown import README, table, write_block
 from monitor import store
 from monitor.settings import ClickHouseSettings
 from monitor.spec import ModelSpec, parse_spec
-from monitor.tables import SCHEMAS, TableName, to_table
+from monitor.tables import SCHEMAS, TableName, arrivals, to_table
 from monitor.truth import Topic, Truth
 from monitor.wire import Performance
 from streams.embedded import clickhouse
@@ -195,7 +195,8 @@ def evaluate(url: str, pipe: Connection, stored: Sequence[int]) -> None:
                 said[m.start_ms] = (m.predictions, m.labelled, m.errors)
 
     def progress() -> Progress:
-        places: dict[tuple[Topic, int], int] = {("labels", p): n for p, n in enumerate(stored)}
+        places: dict[tuple[Topic, int], int] = {("labels", p): stored[p] for p in range(PARTITIONS)}
+        places["scored", 0] = stored[PARTITIONS]
         return Progress("here", places, places)
 
     evaluator = Evaluator(truth, lambda: {MODEL: spec}, progress, emit)
@@ -237,7 +238,7 @@ class Bench:
         store.migrate(settings)
         self._store = self._stack.enter_context(closing(store.connect(settings)))
         context = multiprocessing.get_context("spawn")
-        self._stored = context.Array("q", PARTITIONS, lock=False)
+        self._stored = context.Array("q", PARTITIONS + 1, lock=False)  # the last: of `scored`
         self._pipe, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=evaluate, args=(settings.url, theirs, self._stored))
         self._process.start()
@@ -254,30 +255,18 @@ class Bench:
         self._stack.close()
 
     def predict(self, first: int, stop: int) -> None:
-        """Store predictions, and see them merged: what that costs is no matter of labels."""
+        """Store predictions, and see them looked through for labels and merged: what that costs is no matter of labels."""
         for rows in self._world.predictions(first, stop):
-            self._store.append(
-                "predictions", rows, token=f"predictions{first}-{len(rows)}-{time.monotonic_ns()}"
-            )
+            token = f"{self._stored[-1]}"
+            self._store.append("predictions", rows, token=token)
+            places = arrivals("scored", 0, self._stored[-1], rows)
+            self._store.append("arrivals", places, token=f"scored{token}")
+            self._stored[-1] += 1
+        while self._last.cursor.get("scored/0", 0) < self._stored[-1]:
+            self._read(_PATIENCE_S, [], [])
         closed_ms = int(self._world.ts_ms(np.array([stop]))[0])
-        window = (
-            MODEL,
-            "1",
-            "",
-            HOUR_MS,
-            closed_ms - HOUR_MS,
-            "",
-            "",
-            1,
-            "b",
-            1,
-            0,
-            (),
-            *(0,) * 8,
-            None,
-            None,
-            (),
-        )
+        empty = ((), *(0,) * 8, None, None, ())
+        window = (MODEL, "1", "", HOUR_MS, closed_ms - HOUR_MS, "", "", 1, "b", 1, 0, *empty)
         self._store.append("windows", to_table("windows", [window]), token=f"closed{stop}")
         while self._store.link.rows("SELECT count() AS n FROM system.merges")[0]["n"]:
             time.sleep(0.2)
@@ -294,7 +283,7 @@ class Bench:
             while (left_s := due_s - time.monotonic()) > 0:
                 self._read(left_s, due, ages)
             self._insert(labels, at, min(at + per_tick, len(labels.rows)))
-            due.append((due_s, list(self._stored)))
+            due.append((due_s, list(self._stored[:PARTITIONS])))
         while due:
             self._read(_PATIENCE_S, due, ages)
         n = len(labels.rows)
