@@ -41,7 +41,9 @@ _MIGRATING: Final = {
     "send_progress_in_http_headers": 1,
     "http_headers_progress_interval_ms": 30_000,
 }
-_RENAMED: Final = (57, 60)  # TABLE_ALREADY_EXISTS, UNKNOWN_TABLE
+_TABLE_EXISTS: Final = 57
+_RENAMED: Final = (_TABLE_EXISTS, 60)  # UNKNOWN_TABLE
+_WAIT_S: Final = 30.0
 _TRIES: Final = 20
 _TRY_AGAIN_S: Final = 0.1
 
@@ -250,20 +252,41 @@ def migrate(
         client.command(f"CREATE DATABASE IF NOT EXISTS `{database}` ENGINE = Atomic")
     link = ClickHouse(client, database)
     link.execute(_MIGRATIONS_TABLE)
-    for migration in missing:
-        with translated():
-            mine = _apply(client, database, migration)
-        if mine:
-            link.execute(
-                "INSERT INTO schema_migrations (version, name, checksum)"
-                " VALUES ({version:UInt32}, {name:String}, {checksum:String})",
-                {
-                    "version": migration.version,
-                    "name": migration.name,
-                    "checksum": migration.checksum,
-                },
-            )
+    with translated(), _alone(client, database):
+        for migration in missing:
+            if _apply(client, database, migration):
+                link.execute(
+                    "INSERT INTO schema_migrations (version, name, checksum)"
+                    " VALUES ({version:UInt32}, {name:String}, {checksum:String})",
+                    {
+                        "version": migration.version,
+                        "name": migration.name,
+                        "checksum": migration.checksum,
+                    },
+                )
     return missing
+
+
+@contextmanager
+def _alone(client: Client, database: str) -> Iterator[None]:
+    """Hold a lock, which is a table: making one succeeds once.
+
+    It is a courtesy. Who holds it for longer than ``_WAIT_S`` may have died, and the others go on: all stays right, but one that was about to make
+    a table may make it once more after another has renamed it, and it stays there, of no use.
+    """
+    deadline = time.monotonic() + _WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            client.command(f"CREATE TABLE `{database}`.schema_lock (x UInt8) ENGINE = Null")
+            break
+        except exceptions.ClickHouseError as err:
+            if getattr(err, "code", None) != _TABLE_EXISTS:
+                raise
+            time.sleep(_TRY_AGAIN_S)
+    try:
+        yield
+    finally:
+        client.command(f"DROP TABLE IF EXISTS `{database}`.schema_lock")
 
 
 def _apply(client: Client, database: str, migration: Migration) -> bool:

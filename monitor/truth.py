@@ -79,7 +79,9 @@ class Joined:
         starts: of the units of time with labelled predictions of these ranges, or of their labels, ascending.
         first: predictions that got their first label.
         more: labels that these or other predictions got beyond the first.
-        matched: rows in the ranges whose id a labelled prediction has now.
+        matched: labels in the ranges whose id a labelled prediction has now.
+
+    The numbers are of a moment: a part that expires, or a row that is stored twice, may bring one below 0.
     """
 
     starts: Sequence[int]
@@ -145,13 +147,14 @@ class Truth:
         before = self._link.rows(touched, parameters)
         self._link.execute(join, parameters)
         after = self._link.rows(touched, parameters)
-        predictions, known = (sum(row["n"] for row in rows) for rows in (after, before))
-        grown = sum(row["labels"] for row in after) - sum(row["labels"] for row in before)
+        first, told = (
+            sum(r[c] for r in after) - sum(r[c] for r in before) for c in ("n", "labels")
+        )
         return Joined(
             starts=[row["start"] for row in after],
-            first=predictions - known,
-            more=grown - (predictions - known),
-            matched=self._link.rows(matched, parameters)[0]["n"],
+            first=first,
+            more=told - first,
+            matched=self._link.rows(matched, parameters)[0]["n"] if labels else 0,
         )
 
     def outcomes(self, model: str, from_ms: int, to_ms: int) -> Outcomes:
@@ -212,9 +215,9 @@ class Truth:
 
 
 def _asked(query: str, ranges: Sequence[Range], rows: int) -> str:
-    """A query about the ids of ``rows`` rows in ranges; so many of them that each granule has one are found faster without the index."""
-    index = int(rows < MANY_IDS)
-    return f"{query.replace('{known}', _KNOWN).replace('{inside}', _inside(ranges))}\nSETTINGS use_skip_indexes = {index}"
+    """A query about the ids of ``rows`` rows in ranges: of few of them the index tells where they may be, of many it is faster to look everywhere."""
+    known = _BY_HASH if rows >= MANY_IDS else f"{_BY_HASH} AND {_BY_ID}"
+    return query.replace("{known}", known).replace("{inside}", _inside(ranges))
 
 
 def _inside(ranges: Sequence[Range]) -> str:
@@ -243,8 +246,9 @@ FROM arrivals WHERE topic = {topic:String} AND ({inside}) GROUP BY model, partit
 _ARRIVALS: Final = (
     "FROM arrivals WHERE topic = {topic:String} AND model = {model:String} AND ({inside})"
 )
-# The hash is what is searched; the id makes it exact.
-_KNOWN: Final = f"id_hash IN (SELECT cityHash64(id) {_ARRIVALS}) AND id IN (SELECT id {_ARRIVALS})"
+# Another id of the same hash is joined with its own labels once more, which changes nothing.
+_BY_HASH: Final = f"id_hash IN (SELECT cityHash64(id) {_ARRIVALS})"
+_BY_ID: Final = f"id IN (SELECT id {_ARRIVALS})"
 _AT: Final = "fromUnixTimestamp64Milli({%s:Int64}, 'UTC')"
 _FROM, _TO, _LABELS_FROM = _AT % "from_ms", _AT % "to_ms", _AT % "labels_from_ms"
 _SCOPE: Final = f"model = {{model:String}} AND ts >= {_FROM} AND ts < {_TO}"
@@ -268,9 +272,11 @@ _LABELLED: Final = (
 )
 _TOUCHED: Final = f"""
 SELECT intDiv(toUnixTimestamp64Milli(ts), {{unit:Int64}}) * {{unit:Int64}} AS start, count() AS n, sum(most) AS labels
-FROM (SELECT ts, id_hash, id, max(labels) AS most {_LABELLED} GROUP BY ts, id_hash, id)
+FROM (SELECT ts, id_hash, max(labels) AS most {_LABELLED} GROUP BY ts, id_hash)
 GROUP BY start ORDER BY start"""  # noqa: S608 - constants
-_MATCHED: Final = f"SELECT count() AS n {_ARRIVALS} AND id IN (SELECT id {_LABELLED})"
+_MATCHED: Final = (
+    f"SELECT count() AS n {_ARRIVALS} AND cityHash64(id) IN (SELECT id_hash {_LABELLED})"
+)
 _OUTCOMES: Final = f"""
 SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toUnixTimestamp64Milli(label_ts) AS label_ms, labels, version, segments, id_hash,
   prediction, ifNull(score, nan) AS score, label

@@ -291,13 +291,16 @@ class Evaluator:
 def _count(topic: Topic, arrived: Iterable[Arrived], found: Joined) -> None:
     """What became of labels: see ``monitor.truth``."""
     if topic == "scored":
-        metrics.LABELS.labels("found_later").inc(found.first)
+        metrics.LABELS.labels("found_later").inc(max(0, found.first))
         return
-    metrics.LABELS.labels("joined").inc(found.first)
-    metrics.LABELS.labels("corrected").inc(found.more)
-    # An id may be of two predictions.
-    metrics.LABELS.labels("duplicate").inc(max(0, found.matched - found.first - found.more))
-    metrics.LABELS.labels("unmatched").inc(sum(a.n for a in arrived) - found.matched)
+    fates = {
+        "joined": found.first,
+        "corrected": found.more,
+        "duplicate": found.matched - found.first - found.more,
+        "unmatched": sum(a.n for a in arrived) - found.matched,
+    }
+    for fate, n in fates.items():
+        metrics.LABELS.labels(fate).inc(max(0, n))  # an id may be of two predictions
 
 
 def _runs(starts: Sequence[int], size: int) -> Iterator[Sequence[int]]:
