@@ -279,7 +279,7 @@ class MergeStage(Stage):
 
     def _close(self, state: _Partition, effects: _Effects, watermark_ms: int) -> None:
         for name in sorted(state.panes):
-            panes, found = state.panes[name], list[wire.Verdicts]()
+            panes, found = state.panes[name], list[tuple[SeriesKey, wire.Verdicts]]()
             for closed, peers in with_peers(panes.advance(watermark_ms)):
                 if isinstance(closed, ClosedPane):
                     self._take(state, effects, closed)
@@ -295,9 +295,13 @@ class MergeStage(Stage):
                         closed.start_ms, closed.size_ms, closed.profile, whole=closed.whole
                     )
                 if verdicts is not None:
-                    found.append(verdicts)
-            # Everything that ends at one time closes in one call, so the last of it is known to be the last.
-            for this, following in zip_longest(found, found[1:]):
+                    found.append((closed.key, verdicts))
+            # Everything that ends at one time closes in one call, so the last of it is known to be the last. It is the last again if the
+            # message comes again after some of the series were written, as they are written in the same order.
+            turn = {key: i for i, key in enumerate(_in_turn(state, {key for key, _ in found}))}
+            found.sort(key=lambda it: (it[1].end_ms, turn[it[0]]))
+            in_order = [verdicts for _, verdicts in found]
+            for this, following in zip_longest(in_order, in_order[1:]):
                 last = following is None or following.end_ms > this.end_ms
                 effects.outputs.append(
                     self._output(self._topics.verdicts, name, replace(this, closes=last))
@@ -356,10 +360,7 @@ class MergeStage(Stage):
             )
             state.stored.add((key, start))
             yield kept.pane_key(key, start), kept.encode(pane)
-        # A version is compared with an older one in panes that close together. So it is written first: after a crash no pane of its
-        # own closes again without those of the other.
-        series = sorted(effects.series, key=lambda key: _age(state, key), reverse=True)
-        for key in series:
+        for key in _in_turn(state, effects.series):
             windows = state.panes[key.model].windows[key]
             unfinished = [
                 (size, start, profile.to_bytes()) for size, (start, profile) in windows.open.items()
@@ -481,8 +482,18 @@ class MergeStage(Stage):
         )
 
 
-def _age(state: _Partition, key: SeriesKey) -> tuple[Any, ...]:
-    return state.panes[key.model].windows[key].first_ms or 0, natural(key.version), key
+def _in_turn(state: _Partition, series: set[SeriesKey]) -> list[SeriesKey]:
+    """In which order series are written: versions as a whole, the newest first; then segments.
+
+    A version is compared with an older one in panes that close together. As it is written first, no pane of its own closes again after a crash without
+    those of the other.
+    """
+
+    def age(key: SeriesKey) -> tuple[Any, ...]:
+        return state.panes[key.model].windows[key].first_ms or 0, natural(key.version), key
+
+    versions = {key for key in series if not key.segment}
+    return [*sorted(versions, key=age, reverse=True), *sorted(series - versions)]
 
 
 def _layout(model: Model) -> Layout:

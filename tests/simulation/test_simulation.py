@@ -40,7 +40,7 @@ EVERY_FAULT = {
     "zombie profiler",
 }
 # Worlds in which the mutations show that are hard to see. One that finds a defect is added here.
-REGRESSIONS = (11, 23, 28)
+REGRESSIONS = (11, 23, 28, 136)
 MOST_WORLDS = 60  # until a mutation has to be caught
 
 
