@@ -16,6 +16,8 @@ broken (no limit)     a change point compares a version with      the model
 clean                 broken                                      the model: the newer one is no cause
 worse (a comparison)  the one that it was compared with           ``release`` of the newer version
 inputs differ         an incident of that release is open         that incident, as evidence; else nobody
+volume                (it is of all versions together)            the model: ``outage`` if next to nothing is left,
+                                                                  ``service`` for a surge or a partial drop
 ====================  ==========================================  ==================================
 """
 
@@ -42,13 +44,13 @@ from alerting.book import (
     stream_of,
 )
 from monitor.verdicts import INPUTS_DIFFER
+from monitor.volume import VOLUME, is_collapse
 from monitor.wire import Verdict, VerdictKind, Verdicts, VerdictStatus
 
 _Place: TypeAlias = tuple[str, str, int, int]  # source, segment, size, start
 _Peers: TypeAlias = dict[str, Verdicts]  # by version, for one place
 _Judged: TypeAlias = dict[_Place, _Peers]
 _OUTCOMES = ("prediction_drift", "concept_drift", "performance")  # what a broken input drags along
-_VOLUME = "volume"
 _OF_THE_MODEL: dict[VerdictKind, Family] = {
     "data_quality": "quality",
     "data_drift": "drift",
@@ -157,9 +159,11 @@ def explains(fault: Fault, message: Verdicts, verdict: Verdict, rules: Rules) ->
     """Whether a known fault accounts for a drift breach, so that it is no evidence of its own.
 
     A broken feature explains its own drift wherever its rows are, and the drift of predictions and performance where
-    it had enough of the traffic; an outage or a bad release explains all that its versions did meanwhile.
+    it had enough of the traffic; a bad release explains all that its version did meanwhile, and an outage all that any did.
     """
-    if message.version not in fault.versions or message.end_ms <= fault.start_ms:
+    if fault.family != "outage" and message.version not in fault.versions:
+        return False
+    if message.end_ms <= fault.start_ms:
         return False
     if fault.end_ms is not None and message.start_ms >= fault.end_ms:
         return False
@@ -266,10 +270,8 @@ def _owner(
     rules: Rules,
 ) -> tuple[Family, str | None] | None:
     """Family of a breach, and the version to roll back to; ``None`` where it is no fault at all."""
-    if verdict.kind == "no_data" or (verdict.kind == "service" and verdict.statistic == _VOLUME):
-        others = [peer for version, peer in peers.items() if version != message.version]
-        moved = any(_status(peer, verdict) == "ok" for peer in others)
-        return None if moved else ("outage", None)  # traffic that another version took is no outage
+    if verdict.kind == "service" and verdict.statistic == VOLUME:  # of all versions together
+        return ("outage" if is_collapse(verdict) else "service"), None
     if verdict.kind == "canary":
         return _of_comparison(book, message, verdict, older)
     elders = {version: peers[version] for version in older if version in peers}

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from alerting.book import Family
 from monitor.decomposition import percent
+from monitor.volume import HOUR_MS, VOLUME
 from monitor.wire import Advice, Cause, Evidence, Severity
 
 Performance = Literal["falls", "holds", "unknown"]
@@ -183,6 +184,11 @@ def describe(evidence: Evidence) -> str:
     worse = _WORSE.get(evidence.statistic)
     if worse is not None and evidence.kind == "canary" and evidence.value is not None:
         return f"{worse.format(100 * evidence.value)} than the version beside it"
+    if evidence.statistic == VOLUME and evidence.value is not None:
+        of = " of" if evidence.value < 1 else ""
+        slot = "hour" if evidence.end_ms - evidence.start_ms == HOUR_MS else "time"
+        usual = f"what this {slot} of the week usually has"
+        return f"requests are {_times(evidence.value)}{of} {usual}{_limit(evidence)}"
     if evidence.limit is None or evidence.value is None:
         return f"{_KINDS[evidence.kind]} ({evidence.statistic})"
     return f"{_KINDS[evidence.kind]}: {evidence.statistic} {evidence.value:.3g}{_limit(evidence)}"
@@ -195,20 +201,27 @@ def explain(evidence: Evidence) -> str:
 
 def _title(summary: Summary, evidence: Evidence, features: int) -> str:
     where = f" at {evidence.segment}" if evidence.segment else ""
-    subject = f"{summary.model} {evidence.version}{where}"
+    of_all = evidence.statistic == VOLUME  # versions
+    subject = summary.model if of_all else f"{summary.model} {evidence.version}{where}"
     if evidence.feature and evidence.kind not in ("performance", "concept_drift", "canary"):
         more = f" (and {features - 1} more)" if features > 1 else ""
         subject = f"{_NAMES.get(evidence.feature, evidence.feature)}{more} of {subject}"
     said = describe(evidence).removesuffix(_limit(evidence))
-    colon = ":" if evidence.statistic in _RATES else ""
+    colon = ":" if of_all or evidence.statistic in _RATES else ""
     return f"{subject}{colon} {said} since {clock(summary.onset_ms)}{_limit(evidence)}"
 
 
 def _limit(evidence: Evidence) -> str:
     if evidence.limit is None:
         return ""
+    if evidence.statistic == VOLUME:
+        return f" (limit {_times(evidence.limit)})"
     is_rate = evidence.statistic in _RATES
     return f" (limit {percent(evidence.limit) if is_rate else f'{evidence.limit:.3g}'})"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio >= 1 else percent(ratio)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from monitor.panes import ClosedPane, Panes, SeriesKey
 from monitor.profile import Profile
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
+from monitor.volume import Volume
 from monitor.wire import Verdicts
 
 BAR: Final = (0.3, 1.5)  # realised false incidents over the budget
@@ -78,21 +79,24 @@ class Watch:
         self._layout = reference.layout
         self._panes = Panes(model.windows.pane, model.windows.sizes, lateness_ms=0)
         self._judge = Judge(self._key, model, reference)
+        self._volume = Volume(model)
         self._book = Book(model.model)
 
     def take(self, start_ms: int, vector: Ints) -> Iterator[tuple[Verdicts, tuple[Change, ...]]]:
         """What a pane's end makes the judge say, and what that does to the incidents."""
         self._panes.add(self._key, start_ms, Profile(self._layout, vector))
-        said = []
-        for closed in self._panes.advance(start_ms + self._panes.pane_ms):
+        said, through_ms = list[Verdicts](), start_ms + self._panes.pane_ms
+        for closed in self._panes.advance(through_ms):
             if isinstance(closed, ClosedPane):
                 verdicts = self._judge.pane(closed.start_ms, self._panes.pane_ms, closed.profile)
             else:
+                self._volume.take(closed)
                 verdicts = self._judge.window(
                     closed.start_ms, closed.size_ms, closed.profile, whole=closed.whole
                 )
             if verdicts is not None:
                 said.append(verdicts)
+        said = self._volume.messages(said, self._volume.close(through_ms))
         for verdicts in said:
             last = verdicts is said[-1]
             self._book, changes = step(self._book, replace(verdicts, closes=last))

@@ -21,17 +21,18 @@ from typing import Final, Literal
 import numpy as np
 
 from monitor.binning import Floats
-from monitor.spec import ModelSpec
+from monitor.spec import AlarmBudget, ModelSpec
 
-Share = Literal["distributions", "rates", "panes", "shift", "change", "performance"]
+Share = Literal["distributions", "rates", "panes", "shift", "change", "performance", "volume"]
 # Most to what finds most. Broken data is found by a hundred times its limit, so its share may be small.
 SHARES: Final[Mapping[Share, float]] = {
-    "distributions": 0.52,  # PSI and KS of closed windows
+    "distributions": 0.50,  # PSI and KS of closed windows
     "rates": 0.10,  # missing, wrong type, off the grid, unseen, out of range, of closed windows
     "panes": 0.09,  # the same of each pane: broken data should not wait
     "shift": 0.15,  # the mean of a field against the reference, watched from pane to pane
     "change": 0.02,  # the mean of a field against its own past
     "performance": 0.12,  # accuracy of labelled windows, and the error stream
+    "volume": 0.02,  # the requests of a slot of the week: an outage is far beyond any limit
 }
 MAX_LEVEL: Final = 0.05  # a generous budget over few windows is no reason to believe anything
 WHOLE_MODEL: Final = 0.5
@@ -77,6 +78,11 @@ class Levels:
             run_length=max(panes / alarms["shift"], 1 / MAX_LEVEL),
             performance={size: level / 2 for size, level in each("performance").items()},
         )
+
+
+def volume_level(budget: AlarmBudget, slot_ms: int) -> float:
+    """Probability of a false alarm that one slot's volume may have: it is judged once for a model, whatever versions and segments it has."""
+    return _level(budget.false_alarms * SHARES["volume"] * slot_ms / budget.per)
 
 
 def benjamini_hochberg(p_values: Floats, level: float) -> float:

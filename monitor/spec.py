@@ -61,6 +61,7 @@ FROM_REFERENCE: Final = (
 METRICS: Final = (
     "balanced_accuracy",
     "requests",
+    "volume",
     "precision",
     "recall",
     "fpr",
@@ -253,7 +254,7 @@ class Matcher(_Strict):
 class RuleSpec(Matcher):
     """A limit by hand, in place of the calibrated one, or ``ignore``: then it is recorded and never an alarm.
 
-    ``above`` and ``below`` are values (latencies in milliseconds, ``requests`` per second); ``rises_by``, ``falls_by`` and ``times`` count from the
+    ``above`` and ``below`` are values (latencies in milliseconds, ``requests`` per second, ``volume`` in times what the hour of the week lets expect); ``rises_by``, ``falls_by`` and ``times`` count from the
     reference's value. ``window`` is the size of the windows that it holds for; without it, all.
     """
 

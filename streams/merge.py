@@ -49,6 +49,7 @@ from monitor.panes import (
 )
 from monitor.profile import Layout, Profile
 from monitor.versions import natural
+from monitor.volume import Volume
 from streams import merge_table as kept
 from streams.calibrate import Samples
 from streams.chain import ChainFence
@@ -90,6 +91,9 @@ class _Partition:
     stored: set[PaneKey] = field(default_factory=set)
     orphans: list[bytes] = field(default_factory=list)  # rows to delete with the next message
     crowded: kept.Crowded = field(default_factory=lambda: kept.Crowded(_NEVER, []))
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    # What a message that may come again has decided.
+    decided: dict[str, kept.VolumeState] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
 
 
@@ -104,6 +108,7 @@ class _Effects:
     panes: dict[PaneKey, Profile] = field(default_factory=dict)
     series: set[SeriesKey] = field(default_factory=set)
     closed: set[PaneKey] = field(default_factory=set)
+    volumes: list[kept.VolumeState] = field(default_factory=list)
     writes: list[tuple[bytes, bytes | None]] = field(default_factory=list)
 
 
@@ -148,6 +153,8 @@ class MergeStage(Stage):
             self._restore_series(state, key, value)
         for panes in state.panes.values():
             panes.adopt()
+        for key, value in kept.having(rows, kept.VOLUME):
+            self._restore_volume(state, key, value)
         for key, value in kept.having(rows, kept.PANE):
             self._restore_pane(state, key, value)
         if kept.CROWDED in rows:
@@ -209,6 +216,7 @@ class MergeStage(Stage):
         if name not in state.panes:
             limit = self._bounds.versions
             state.panes[name] = Panes(windows.pane, windows.sizes, windows.lateness, versions=limit)
+            state.volumes[name] = Volume(model.spec)
         return state.panes[name]
 
     def _merge(
@@ -279,33 +287,70 @@ class MergeStage(Stage):
 
     def _close(self, state: _Partition, effects: _Effects, watermark_ms: int) -> None:
         for name in sorted(state.panes):
-            panes, found = state.panes[name], list[tuple[SeriesKey, wire.Verdicts]]()
-            for closed, peers in with_peers(panes.advance(watermark_ms)):
-                if isinstance(closed, ClosedPane):
-                    self._take(state, effects, closed)
-                effects.series.add(closed.key)
-                judge = self._judge(state, closed.key)
-                if isinstance(closed, ClosedPane):
-                    verdicts = judge.pane(closed.start_ms, panes.pane_ms, closed.profile, peers)
-                else:
-                    effects.outputs.append(
-                        self._window(closed, closed.start_ms + closed.size_ms, contribution="")
-                    )
-                    verdicts = judge.window(
-                        closed.start_ms, closed.size_ms, closed.profile, whole=closed.whole
-                    )
-                if verdicts is not None:
-                    found.append((closed.key, verdicts))
-            # Everything that ends at one time closes in one call, so the last of it is known to be the last. It is the last again if the
-            # message comes again after some of the series were written, as they are written in the same order.
-            turn = {key: i for i, key in enumerate(_in_turn(state, {key for key, _ in found}))}
-            found.sort(key=lambda it: (it[1].end_ms, turn[it[0]]))
-            in_order = [verdicts for _, verdicts in found]
-            for this, following in zip_longest(in_order, in_order[1:]):
+            found = self._judged(state, effects, name, watermark_ms)
+            found = self._with_volume(state, effects, name, found, watermark_ms)
+            # Everything that ends at one time closes in one call, so the last of it is known to be the last.
+            for this, following in zip_longest(found, found[1:]):
                 last = following is None or following.end_ms > this.end_ms
                 effects.outputs.append(
                     self._output(self._topics.verdicts, name, replace(this, closes=last))
                 )
+
+    def _judged(
+        self, state: _Partition, effects: _Effects, name: str, watermark_ms: int
+    ) -> list[wire.Verdicts]:
+        """What is found in the panes and windows of a model that close, by their end.
+
+        Those of one end come in the order in which their series are written. So the last of them is the last again if the message comes again after some
+        of the series were.
+        """
+        panes, found = state.panes[name], list[tuple[SeriesKey, wire.Verdicts]]()
+        for closed, peers in with_peers(panes.advance(watermark_ms)):
+            if isinstance(closed, ClosedPane):
+                self._take(state, effects, closed)
+            effects.series.add(closed.key)
+            judge = self._judge(state, closed.key)
+            if isinstance(closed, ClosedPane):
+                verdicts = judge.pane(closed.start_ms, panes.pane_ms, closed.profile, peers)
+            else:
+                state.volumes[name].take(closed)
+                effects.outputs.append(
+                    self._window(closed, closed.start_ms + closed.size_ms, contribution="")
+                )
+                verdicts = judge.window(
+                    closed.start_ms, closed.size_ms, closed.profile, whole=closed.whole
+                )
+            if verdicts is not None:
+                found.append((closed.key, verdicts))
+        turn = {key: i for i, key in enumerate(_in_turn(state, {key for key, _ in found}))}
+        found.sort(key=lambda it: (it[1].end_ms, turn[it[0]]))
+        return [verdicts for _, verdicts in found]
+
+    def _with_volume(
+        self,
+        state: _Partition,
+        effects: _Effects,
+        name: str,
+        found: list[wire.Verdicts],
+        watermark_ms: int,
+    ) -> list[wire.Verdicts]:
+        """What was found, with the verdicts on the slots of the week that the watermark has passed.
+
+        Where they were written, and the message comes again, they are what they were: not all windows of it close again.
+        """
+        volume = state.volumes[name]
+        decided = state.decided.pop(name, None)
+        if decided is not None and decided.offset == effects.offset:
+            volume.drop()
+            return volume.messages(found, decided.told, empty=False)
+        passed_ms = watermark_ms - state.panes[name].lateness_ms
+        if not volume.is_due(passed_ms):
+            return found
+        told = volume.close(passed_ms)
+        effects.volumes.append(
+            kept.VolumeState(name, volume.bins_id, effects.offset, volume.snapshot(), told)
+        )
+        return volume.messages(found, told)
 
     def _take(self, state: _Partition, effects: _Effects, closed: ClosedPane) -> None:
         """Note which open panes became a closed one."""
@@ -405,6 +450,8 @@ class MergeStage(Stage):
                         state.orphans.remove(row)
                     yield row, kept.encode(stored)
                 roster.recorded = False
+        for weeks in effects.volumes:
+            yield kept.volume_key(weeks.model), kept.encode(weeks)
 
     def _restore_roster(self, state: _Partition, row: bytes, value: bytes) -> None:
         stored = kept.decode(value, kept.RosterState)
@@ -415,6 +462,16 @@ class MergeStage(Stage):
         roster = state.panes[stored.model].roster(stored.bins_id)
         roster.steps, roster.guests = list(stored.steps), stored.guests
         roster.recorded = stored.offset > state.chain.offset
+
+    def _restore_volume(self, state: _Partition, row: bytes, value: bytes) -> None:
+        stored = kept.decode(value, kept.VolumeState)
+        model = self._model(state, stored.model, stored.bins_id)
+        if model is None:
+            state.orphans.append(row)
+            return
+        state.volumes[stored.model].restore(stored.weeks)
+        if stored.offset > state.chain.offset:
+            state.decided[stored.model] = stored
 
     def _restore_series(self, state: _Partition, row: bytes, value: bytes) -> None:
         stored = kept.decode(value, kept.SeriesState)

@@ -12,10 +12,12 @@ import msgspec
 
 from monitor import wire
 from monitor.panes import SeriesKey
+from monitor.volume import Told
 
 PANE: Final = b"pane/"
 SERIES: Final = b"series/"
 VERSIONS: Final = b"versions/"
+VOLUME: Final = b"volume/"
 CROWDED: Final = b"crowded"
 
 T = TypeVar("T")
@@ -51,6 +53,16 @@ class RosterState(msgspec.Struct, array_like=True):
     guests: list[str] = []
 
 
+class VolumeState(msgspec.Struct, array_like=True):
+    """The past weeks of a model; what the message at ``offset`` made of them, for the case that it comes again."""
+
+    model: str
+    bins_id: str
+    offset: int
+    weeks: bytes
+    told: list[Told]
+
+
 class Crowded(msgspec.Struct, array_like=True):
     """Deltas of the message at ``offset`` that found no room."""
 
@@ -76,6 +88,11 @@ def series_key(key: SeriesKey) -> bytes:
 def versions_key(model: str, bins_id: str) -> bytes:
     """Key of a roster."""
     return VERSIONS + msgspec.json.encode((model, bins_id))
+
+
+def volume_key(model: str) -> bytes:
+    """Key of a model's past weeks."""
+    return VOLUME + model.encode()
 
 
 def encode(state: msgspec.Struct) -> bytes:

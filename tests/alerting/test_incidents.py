@@ -14,7 +14,7 @@ from alerting.book import Book, Rules, decode_book, encode_book, share_rows
 from alerting.incidents import DEFAULT_RULES, Change, command, step
 from alerting.notify import plan
 from monitor.errors import IncompatibleError
-from monitor.wire import Command, OutboxItem, Verdict, Verdicts
+from monitor.wire import Command, OutboxItem, Verdict, Verdicts, VerdictStatus
 from tests.alerting.builders import (
     DAY,
     HOUR,
@@ -426,14 +426,48 @@ def test_performance_that_falls_without_any_input_drift_is_concept_drift() -> No
     assert last(changes).advice == "retrain"
 
 
-def test_no_volume_is_an_outage_that_explains_the_rest_but_not_if_another_version_took_it() -> None:
-    gone = verdict("service", feature="", statistic="volume", value=0.0, limit=0.2)
-    book, changes = run([judged(gone, verdict(), fault(), closes=True)])
+def volume(value: float, status: VerdictStatus = "breach") -> Verdict:
+    limit = 0.6 if value < 1 else 1.6
+    return verdict("service", status, feature="", statistic="volume", value=value, limit=limit)
+
+
+def test_next_to_no_requests_are_an_outage_that_explains_the_rest_in_every_version() -> None:
+    book, changes = run([judged(volume(0.05), verdict(), fault(), closes=True)])
     assert told(changes) == [("fired", "7", "outage")]
     assert len(book.open) == 1
-    fine = verdict("service", "ok", feature="", statistic="volume", value=1.0, limit=0.2)
-    _, changes = run(two_versions((gone, fine)))
-    assert told(changes) == []
+    _, changes = run([judged(volume(0.0), version="7"), judged(fault(), version="8", closes=True)])
+    assert told(changes) == [("fired", "7", "outage")]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.4, 2.3])
+def test_a_surge_and_a_partial_drop_are_no_outage_and_no_release_and_explain_nothing(
+    value: float,
+) -> None:
+    """The verdict is of all versions, whichever carries it: another one has none, which is no merit."""
+    messages = [judged(version="7"), judged(volume(value), fault(), version="8", closes=True)]
+    _, changes = run(messages)
+    found = {(c.case.family, c.incident.cause) for c in changes}
+    assert ("service", "unknown") in found
+    assert ("quality", "pipeline_fault") in found or ("release", "bad_release") in found
+    assert "outage" not in {family for family, _ in found}
+    assert all(c.case.family != "release" or "volume" not in c.incident.title for c in changes)
+
+
+def test_one_outage_is_one_incident_through_silence_a_partial_return_and_another_version() -> None:
+    hours = [1.0, 0.0, 0.0, 0.05, 0.4, *[1.0] * 30]
+    messages = []
+    for i, value in enumerate(hours):
+        version = "7" if i < 4 else "8"
+        said = volume(value, "ok" if value == 1 else "breach")
+        n = round(1_000 * value)
+        messages.append(
+            judged(said, n=n, start_ms=i * HOUR, size_ms=HOUR, version=version, closes=True)
+        )
+    _, changes = run(messages)
+    assert [(c.transition, c.case.family) for c in changes if c.transition] == [
+        ("fired", "outage"),
+        ("resolved", "outage"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from monitor.budget import MAX_LEVEL, SHARES, Levels, benjamini_hochberg
+from monitor.budget import MAX_LEVEL, SHARES, Levels, benjamini_hochberg, volume_level
 from tests.monitor.builders import DAY, HOUR, spec
 
 SPEC = spec(
@@ -23,7 +23,7 @@ def test_the_shares_are_the_whole_budget() -> None:
 
 @pytest.mark.parametrize("segments", [SEGMENTS, [""]], ids=["with segments", "without"])
 def test_expected_alarms_of_all_families_add_up_to_the_budget(segments: list[str]) -> None:
-    expected = 0.0
+    expected = 720 * volume_level(SPEC.alarm_budget, HOUR)
     for segment in segments:
         levels = Levels.of(SPEC, segments, segment)
         for size, windows in ((HOUR, 720), (DAY, 30)):

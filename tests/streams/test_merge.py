@@ -26,7 +26,7 @@ from streams.models import Model
 from streams.profiling import SourceMessage
 from streams.stage import ChainBreakError, Output, Step
 from streams.topics import Topics, partition_of
-from tests.monitor.builders import MINUTE, MODEL, SECOND, START, columns, event, past, spec
+from tests.monitor.builders import DAY, MINUTE, MODEL, SECOND, START, columns, event, past, spec
 from tests.streams.builders import PARTITIONS, Known, Profiling, cuts, marks, message, model
 
 TOPICS = Topics()
@@ -371,6 +371,76 @@ def test_versions_are_compared_with_the_oldest_beside_them_as_their_panes_close(
     assert differs == {("9", "wind")}
     assert {m.size_ms for m in said.values() for v in m.verdicts if v.kind == "canary"} == {MINUTE}
     assert judged(Runner().run(three_versions(3).profiles).messages()) == said
+
+
+WEEKLY = "weekly"
+GONE = 28  # the day since when nearly nobody asks
+KNOWN.models[WEEKLY] = model(
+    WEEKLY,
+    segments=[],
+    windows={"pane": "1d", "sizes": ["1d", "1w"], "lateness": "1s"},
+    alarm_budget={"false_alarms": 100, "per": "30d"},
+)
+
+
+def weeks(parts: int) -> World:
+    """Twelve requests a day of two versions, for four weeks; then a day with one, and three without any. The clock goes on through another model."""
+    log, offsets = list[SourceMessage](), {0: 0}
+    for day in range(36):
+        requests = 1 if day == GONE else 0 if GONE < day < GONE + 4 else 12
+        for i in range(requests):
+            ts, version = START + day * DAY + i * MINUTE, "7" if i < 7 else "8"
+            log.append(one(0, offsets, ts, model=WEEKLY, version=version))
+        log.append(one(0, offsets, START + day * DAY + 30 * MINUTE, model=FLUSH))
+    made = World(log).cut(np.random.default_rng(3), parts, 1, idling=False)
+    mine = partition_of(WEEKLY, PARTITIONS)
+    made.profiles[1 - mine].clear()
+    return made
+
+
+def volumes(messages: Iterable[wire.Message]) -> list[tuple[int, str, str, int, int]]:
+    """Day, version, status and requests of each verdict on volume, and how many verdicts came with it."""
+    return [
+        ((m.start_ms - START) // DAY, m.version, v.status, v.n, len(m.verdicts) - 1)
+        for m in messages
+        if isinstance(m, wire.Verdicts) and m.model == WEEKLY
+        for v in m.verdicts
+        if v.statistic == "volume"
+    ]
+
+
+def test_an_outage_is_told_of_with_its_window_or_without_one_once_the_day_has_passed() -> None:
+    made = weeks(parts=36)
+    said = Runner().run(made.profiles).messages()
+    found = volumes(said)
+    assert [day for day, *_ in found] == list(range(22, 35))
+    assert {it[1:4] for it in found if it[0] < GONE} == {("7", "ok", 12)}
+    odd = [it for it in found if it[2] == "breach"]
+    assert [day for day, *_ in odd] == [GONE + i for i in range(4)]
+    assert [(n, others > 0) for *_, n, others in odd] == [(1, True), *[(0, False)] * 3]
+    mine = [m for m in said if isinstance(m, wire.Verdicts) and m.model == WEEKLY]
+    assert [m.end_ms for m in mine] == sorted(m.end_ms for m in mine)
+    assert set(Counter(m.end_ms for m in mine if m.closes).values()) == {1}
+    assert volumes(Runner().run(weeks(parts=3).profiles).messages()) == found  # in jumps
+
+
+def test_a_crash_after_any_write_changes_no_verdict_on_volume() -> None:
+    """In each message since the first that has one."""
+    made = weeks(parts=6)
+    mine = partition_of(WEEKLY, PARTITIONS)
+    values = made.profiles[mine]
+    clean, before, places = Runner().run(made.profiles), Runner(), 0
+    for at, value in enumerate(values):
+        total = Runner(tables=[dict(t) for t in before.tables]).feed(mine, at, value)
+        for prefix in range(total + 1) if at >= 3 else ():
+            crashed = Runner(tables=[dict(t) for t in before.tables], outputs=[*before.outputs])
+            crashed.feed(mine, at, value, die_after=prefix)
+            for offset in range(at, len(values)):
+                crashed.feed(mine, offset, values[offset])
+            assert_same(crashed, clean)
+            places += 1
+        before.feed(mine, at, value)
+    assert places > 20
 
 
 def test_outputs_of_a_repeat_are_the_same_bytes() -> None:
