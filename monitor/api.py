@@ -1,4 +1,4 @@
-"""The HTTP API and the page: views of the store, orders, which are handed to the detector (``monitor.api_orders``), and labels (``monitor.api_labels``).
+"""The HTTP API and the page: views of the store, orders, which are handed to the detector (``monitor.api_orders``), labels (``monitor.api_labels``) and predictions (``monitor.api_events``).
 
 - Errors are ``application/problem+json`` (RFC 9457); they never quote an address, a query or a secret.
 - Answers are bounded by ``api.page_size``: ``{"items": [...], "truncated": bool}``, newest first. The next page is asked
@@ -31,13 +31,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from monitor import api_approvals, api_labels, api_orders, metrics
+from monitor import api_approvals, api_events, api_labels, api_orders, metrics
 from monitor import gate as gates
 from monitor import store as stores
-from monitor.api_labels import NoLabelError
-from monitor.api_orders import RETRY_AFTER_S, Desk
+from monitor.api_orders import RETRY_AFTER_S, Desk, NothingTakenError
 from monitor.errors import ConfigError, DriftlineError, TransientError
-from monitor.labels import Take
+from monitor.events import Limits, Post
+from monitor.labels import LIMITS, Take
 from monitor.observed import Observed
 from monitor.orders import Give
 from monitor.settings import ApiSettings, Settings
@@ -117,6 +117,8 @@ def create_app(
     app.include_router(orders, dependencies=guarded)
     labels = api_labels.label_routes(store, desk, settings.public_url)
     app.include_router(labels, dependencies=guarded)
+    events = api_events.event_routes(store, desk, settings.public_url)
+    app.include_router(events, dependencies=guarded)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
@@ -126,8 +128,10 @@ def run(
     stop: threading.Event,
     give: Give | None = None,
     take: Take | None = None,
+    post: Post | None = None,
+    limits: Limits = LIMITS,
 ) -> None:
-    """Serve the API until ``stop`` is set. ``give`` takes an order to the detector, ``take`` labels to their topic; without it none is taken.
+    """Serve the API until ``stop`` is set. ``give`` takes an order to the detector, ``take`` labels to their topic and ``post`` predictions; without it none is taken.
 
     Raises:
         TransientError: ClickHouse does not answer at start.
@@ -137,7 +141,11 @@ def run(
     store = stores.connect(settings.clickhouse)
     observed = Observed(store)
     secret = settings.approvals.secret.get_secret_value()
-    desk = None if give is None else Desk(give, clock_ms=_now_ms, secret=secret, take=take)
+    desk = (
+        None
+        if give is None
+        else Desk(give, clock_ms=_now_ms, secret=secret, take=take, post=post, limits=limits)
+    )
     app = create_app(store, api, observed, desk)
     listener = _listen(api)
     server = uvicorn.Server(
@@ -389,7 +397,7 @@ def _problem(status: int, detail: str, **more: object) -> Response:
 
 def _http_problem(_request: Request, err: Exception) -> Response:
     assert isinstance(err, StarletteHTTPException)
-    more = err.more if isinstance(err, NoLabelError) else {}
+    more = err.more if isinstance(err, NothingTakenError) else {}
     response = _problem(err.status_code, str(err.detail), **more)
     response.headers.update(err.headers or {})
     return response

@@ -6,14 +6,20 @@ Who was told that a label is accepted can count on it: the broker has it. To sen
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from monitor.api_orders import Desk, body_of, broker_in_http, media_type_of, same_site_check
+from monitor.api_orders import (
+    Desk,
+    NothingTakenError,
+    body_of,
+    broker_in_http,
+    media_type_of,
+    same_site_check,
+)
 from monitor.errors import InvalidEventError
 from monitor.events import Aliases
 from monitor.labels import Receipt, Rows, csv_rows, json_rows, sift
@@ -35,14 +41,6 @@ _SCHEMA: Final = {
     _JSON: {"schema": {"oneOf": [_LABEL, {"type": "array", "items": _LABEL}]}},
     _CSV: {"schema": {"type": "string", "description": "The same fields as columns, after a header row."}},
 }  # fmt: skip
-
-
-class NoLabelError(HTTPException):
-    """422: nothing of a body was accepted; ``more`` says why, row by row."""
-
-    def __init__(self, receipt: Receipt) -> None:
-        super().__init__(422, "not one row is a label")
-        self.more: Mapping[str, Any] = receipt.to_dict()
 
 
 def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
@@ -69,7 +67,7 @@ def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
         rows = _rows(body, media_type_of(request))
         labels = list(sift(rows, receipt, arrival_ms=desk.clock_ms(), aliases=_join_keys(store)))
         if receipt.refused and not labels:
-            raise NoLabelError(receipt)
+            raise NothingTakenError("not one row is a label", receipt.to_dict())
         with broker_in_http("no label is sure to be taken, send the same again"):
             desk.take(labels)
         receipt.accepted = len(labels)

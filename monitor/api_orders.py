@@ -6,10 +6,10 @@ asking first, and comes from no other site; both hold with a key as without one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,7 +19,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from monitor.errors import ConfigError, DriftlineError, NothingToDoError, TransientError
-from monitor.labels import Take
+from monitor.events import Limits, Post
+from monitor.labels import LIMITS, Take
 from monitor.orders import Give, Kind, order
 from monitor.spec import parse_duration_ms
 from monitor.store import Store
@@ -40,12 +41,23 @@ class Desk:
         clock_ms: the wall clock.
         secret: of signed links (``monitor.approvals``); without one there are none.
         take: takes labels to their topic, and blocks as well; without it none are taken.
+        post: takes predictions to theirs, likewise. ``limits``: of these.
     """
 
     give: Give
     clock_ms: Callable[[], int]
     secret: str = field(default="", repr=False)
     take: Take | None = None
+    post: Post | None = None
+    limits: Limits = LIMITS
+
+
+class NothingTakenError(HTTPException):
+    """422: nothing of a body was accepted; ``more`` says why, row by row."""
+
+    def __init__(self, detail: str, more: Mapping[str, Any]) -> None:
+        super().__init__(422, detail)
+        self.more = more
 
 
 class OrderBody(BaseModel):
@@ -173,14 +185,16 @@ def media_type_of(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def body_of(*media_types: str, most: int = MAX_BODY) -> Callable[[Request], Awaitable[bytes]]:
-    """Reads a body of one of these kinds and of at most ``most`` bytes.
+def body_of(
+    *media_types: str, most: int = MAX_BODY, or_header: str = ""
+) -> Callable[[Request], Awaitable[bytes]]:
+    """Reads a body of one of these kinds, or of any kind that comes with a header, and of at most ``most`` bytes.
 
     FastAPI's own parsing would read all of it, and before the key is looked at.
     """
 
     async def read(request: Request) -> bytes:
-        if media_type_of(request) not in media_types:
+        if media_type_of(request) not in media_types and or_header not in request.headers:
             raise HTTPException(415, f"send {' or '.join(media_types)}, and say so in Content-Type")
         body = bytearray()
         async for chunk in request.stream():

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -72,11 +72,38 @@ class Event(msgspec.Struct):
 
 
 Outcome = Event | InvalidEventError
+Side: TypeAlias = Literal["request", "response"]
+# Types of CloudEvents that are one side of a prediction: of KServe, Seldon Core and Azure ML.
+SIDES: Final[Mapping[str, Side]] = {
+    "org.kubeflow.serving.inference.request": "request",
+    "org.kubeflow.serving.inference.response": "response",
+    "io.seldon.serving.inference.request": "request",
+    "io.seldon.serving.inference.response": "response",
+    "azureml.inference.model_inputs": "request",
+    "azureml.inference.model_outputs": "response",
+    "azureml.inference.inputs": "request",
+    "azureml.inference.outputs": "response",
+    "azureml.inference.request": "request",
+    "azureml.inference.response": "response",
+}
+JSON_TYPE: Final = "application/json"
+
+
+class Record(NamedTuple):
+    """A message for the topic; ``headers`` say what its value is."""
+
+    key: str | None
+    value: bytes
+    headers: Mapping[str, bytes]
+
+
+Post: TypeAlias = Callable[[Sequence[Record]], None]
+"""Takes messages to the topic, and returns when the broker has all; a ``DriftlineError`` says that it may have some."""
 Aliases: TypeAlias = Callable[[str], Sequence[str]]
 """Names of the join key in what is about a model, beside ``id`` and ``prediction_id``, in the order in which they are tried."""
 _EVENT: Final = msgspec.json.Decoder(Event)
-_RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_ENVELOPE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+ENVELOPE: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def no_aliases(_model: str) -> Sequence[str]:
@@ -166,17 +193,20 @@ def _parse(
         raise InvalidEventError(
             "not_json", "starts neither with { nor with [ nor as an Arrow stream"
         )
-    if _depth_over(value, limits.json_depth):
+    if depth_over(value, limits.json_depth):
         raise InvalidEventError("too_large", f"nested deeper than {limits.json_depth}")
     if content_type == CLOUDEVENT_TYPE:
         return _from_cloudevent(value, limits, aliases)
+    said = headers.get("ce_type") or headers.get("ce-type") or headers.get("type")
+    if said is not None:  # "type": Seldon's own Kafka logger
+        _refuse_side(said.decode("utf-8", "replace"))
     attributes = cloudevent_attributes(headers)
     if start == b"[":
         try:
-            items = _RAW_LIST.decode(value)
+            items = RAW_LIST.decode(value)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
-            raise InvalidEventError("not_json", _where(err)) from None
-        _refuse_many(items, limits)
+            raise InvalidEventError("not_json", where(err)) from None
+        refuse_many(items, limits)
         attributes.pop("id", None)  # it names the message, not each of its events
         return (_from_json(bytes(item), attributes, aliases) for item in items)
     return iter((_from_json(value, attributes, aliases),))
@@ -190,19 +220,37 @@ def cloudevent_attributes(headers: Mapping[str, bytes]) -> dict[str, str]:
     return {name: text.decode("utf-8", "replace") for name, text in found.items() if text}
 
 
+def parsed(value: bytes, limits: Limits) -> Any:
+    """The JSON in a body that is no event of ours.
+
+    Raises:
+        InvalidEventError: it is none, or above a bound.
+    """
+    if len(value) > limits.message_bytes:
+        raise InvalidEventError(
+            "too_large", f"{len(value)} bytes; the bound is {limits.message_bytes}"
+        )
+    if depth_over(value, limits.json_depth):
+        raise InvalidEventError("too_large", f"nested deeper than {limits.json_depth}")
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
+        raise InvalidEventError("not_json", where(err)) from None
+
+
 def _from_json(raw: bytes, attributes: Mapping[str, str], aliases: Aliases) -> Outcome:
     try:
         return _completed(raw, attributes, aliases)
     except msgspec.ValidationError as err:
         return validation_error(err)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
-        return InvalidEventError("not_json", _where(err))
+        return InvalidEventError("not_json", where(err))
 
 
 def _completed(raw: bytes, attributes: Mapping[str, str], aliases: Aliases) -> Event:
     """The event, completed from the attributes of its CloudEvent: ``ts`` from ``time``, ``id`` from ``id``."""
     if "time" in attributes:
-        body = _ENVELOPE.decode(raw)
+        body = ENVELOPE.decode(raw)
         if "ts" not in body:
             body["ts"] = msgspec.Raw(msgspec.json.encode(attributes["time"]))
             raw = msgspec.json.encode(body)
@@ -217,7 +265,7 @@ def _other_id(
 ) -> str | int | None:
     row = {"prediction_id": event.prediction_id, "tags": event.tags}
     if names:
-        fields = _ENVELOPE.decode(raw)
+        fields = ENVELOPE.decode(raw)
         row |= {name: msgspec.json.decode(fields[name]) for name in names if name in fields}
     found = join_key(row, names, ce_id)
     return ce_id if found is None else found
@@ -225,26 +273,38 @@ def _other_id(
 
 def _from_cloudevent(value: bytes, limits: Limits, aliases: Aliases) -> Iterator[Outcome]:
     try:
-        envelope = _ENVELOPE.decode(value)
+        envelope = ENVELOPE.decode(value)
         attributes: dict[str, str] = {
             name: msgspec.json.decode(envelope[name], type=str)
             for name in ("id", "time")
             if name in envelope
         }
+        if "type" in envelope:
+            _refuse_side(msgspec.json.decode(envelope["type"], type=str))
         body = bytes(envelope["data"]) if "data" in envelope else b""
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as err:
-        raise InvalidEventError("not_json", f"CloudEvent: {_where(err)}") from None
+        raise InvalidEventError("not_json", f"CloudEvent: {where(err)}") from None
     if not body:
         raise InvalidEventError("missing_field", "CloudEvent without data")
     if body[:1] != b"[":
         return iter((_from_json(body, attributes, aliases),))
-    items = _RAW_LIST.decode(body)
-    _refuse_many(items, limits)
+    items = RAW_LIST.decode(body)
+    refuse_many(items, limits)
     attributes.pop("id", None)
     return (_from_json(bytes(item), attributes, aliases) for item in items)
 
 
-def _refuse_many(items: list[msgspec.Raw], limits: Limits) -> None:
+def _refuse_side(of_type: str) -> None:
+    """One side of a prediction, on the topic: nothing here remembers it until the other comes."""
+    if of_type in SIDES:
+        raise InvalidEventError(
+            "missing_field",
+            f"a {SIDES[of_type]} alone: its logger has to post to /api/v1/cloudevents, which joins it with the other side",
+        )
+
+
+def refuse_many(items: Sequence[object], limits: Limits) -> None:
+    """Raise ``InvalidEventError`` where there are more than can be events in a message."""
     most = limits.message_bytes // _LEAST_BYTES
     if len(items) > most:
         raise InvalidEventError("too_large", f"{len(items)} events; the bound is {most}")
@@ -318,13 +378,13 @@ def validation_error(err: msgspec.ValidationError) -> InvalidEventError:
     return InvalidEventError("wrong_type", text if path is None else text[: path.end()])
 
 
-def _where(err: Exception) -> str:
+def where(err: Exception) -> str:
     """What a parser says, without the input that it quotes."""
     position = re.search(r"\(byte \d+\)", str(err))
     return f"malformed {position[0]}" if position else "malformed"
 
 
-def _depth_over(value: bytes, limit: int) -> bool:
+def depth_over(value: bytes, limit: int) -> bool:
     """Whether the JSON text is nested deeper than ``limit``. The count of brackets settles it for nearly every message."""
     if value.count(b"{") + value.count(b"[") <= limit:
         return False

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from monitor.errors import REJECT_REASONS, ConfigError
+from monitor.halves import HALF_FATES
 from monitor.settings import MetricsSettings
 from monitor.wire import Cause, Delivery, VerdictKind, VerdictStatus
 
@@ -244,6 +245,24 @@ ROLLBACKS: Final = KnownGauge(
 RETRAINS: Final = KnownGauge(
     "retrains",
     "Retrains that were asked for and delivered, of incidents that opened in the models' last 30 days of event time.",
+)
+INGESTED: Final = _counter(
+    "ingest_events_total", "Predictions that came by HTTP, and that the broker has."
+)
+INGEST_REFUSED: Final = _counter(
+    "ingest_refused_total",
+    "Predictions by HTTP that are none, or bodies of which none can be made. Whoever sent them was told.",
+    "reason",
+    REJECT_REASONS,
+)
+HALVES: Final = _counter(
+    "ingest_halves_total",
+    "Requests and responses that came as two events, by what became of them: monitor/halves.py.",
+    "fate",
+    HALF_FATES,
+)
+HALVES_HELD: Final = _gauge(
+    "ingest_halves_held", "Requests and responses that wait for their other half."
 )
 API_REQUESTS: Final = _counter(
     "api_requests_total",

@@ -125,6 +125,9 @@ def _duration(value: object) -> int:
 Duration = Annotated[int, BeforeValidator(_duration), Field(gt=0, le=MAX_DURATION_MS)]
 
 
+Output = Annotated[str, Field(max_length=136, pattern=r"^([^\[\]]{1,128}(\[\d{1,4}\])?)?$")]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -213,6 +216,28 @@ class LabelSpec(_Strict):
         default=(), max_length=8
     )
     tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class IngestSpec(_Strict):
+    """How requests and responses of a serving stack become predictions (``monitor.inference``).
+
+    ``features`` names the columns of requests without names, in their order. ``prediction`` and ``score`` name an output of the response, or one
+    of its columns: ``predict``, ``predict_proba[1]``; of V1 the output is ``predictions``. ``mode`` is what the logger sends, as KServe's mode says:
+    of ``all``, request and response are one prediction; of the others, each is one alone.
+    """
+
+    mode: Literal["all", "request", "response"] = "all"
+    features: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(), max_length=2_000
+    )
+    prediction: Output = ""
+    score: Output = ""
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("ingest.features names a feature twice")
+        return self
 
 
 class CanarySpec(_Strict):
@@ -361,6 +386,7 @@ class ModelSpec(_Strict):
     windows: WindowSpec = WindowSpec()
     alarm_budget: AlarmBudget = AlarmBudget()
     labels: LabelSpec = LabelSpec()
+    ingest: IngestSpec = IngestSpec()
     canary: CanarySpec = CanarySpec()
     notify: tuple[NotifyTarget, ...] = Field(default=(), max_length=16)
     rules: tuple[RuleSpec, ...] = Field(default=(), max_length=64)

@@ -15,16 +15,18 @@ import msgspec
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from msgspec.structs import replace
+from pydantic import ValidationError
 
 from monitor import clickhouse, queries
 from monitor.bookings import Bookings
 from monitor.clickhouse import ClickHouse
+from monitor.errors import IncompatibleError
 from monitor.gate import Comparison
 from monitor.latency import CELLS, percentiles_of
 from monitor.ledger import Ledger, Stored, balance
 from monitor.profile import Layout
 from monitor.settings import ClickHouseSettings
-from monitor.spec import AlarmBudget
+from monitor.spec import AlarmBudget, ModelSpec
 from monitor.spending import Opened, Spending, spend
 from monitor.tables import FOREVER_MS, TableName
 from monitor.versions import OTHER_VERSION
@@ -235,6 +237,20 @@ class Store:
             "SELECT model, JSONExtract(spec, 'labels', 'join_key', 'Array(String)') AS names FROM models FINAL"
         )
         return {row["model"]: row["names"] for row in rows}
+
+    def spec(self, model: str) -> ModelSpec | None:
+        """What is said of a model, or ``None`` if nobody knows it.
+
+        Raises:
+            IncompatibleError: a newer release wrote it.
+        """
+        rows = self.link.rows(
+            "SELECT spec FROM models FINAL WHERE model = {model:String}", {"model": model}
+        )
+        try:
+            return ModelSpec.model_validate_json(rows[0]["spec"]) if rows else None
+        except ValidationError:
+            raise IncompatibleError(f"the spec of {model} is of another release") from None
 
     def layout(self, bins_id: str) -> Layout | None:
         """The binning of this id, or ``None`` if it was never stored."""

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Serve the API until ``stop`` is set. The broker is not asked before the first order or label: all else works without it.
+    """Serve the API until ``stop`` is set. The broker is not asked before the first order, label or prediction: all else works without it.
 
     Raises:
         TransientError: ClickHouse does not answer at start.
@@ -22,4 +22,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """
     clients.admin(wiring.kafka(settings), logger)  # now, and not at night when somebody approves
     messenger = Messenger(settings)
-    api.run(settings, stop, messenger.give, messenger.take)
+    limits = wiring.limits(settings)
+    api.run(settings, stop, messenger.give, messenger.take, messenger.post, limits)

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException, Producer
 
 from monitor import wire
 from monitor.errors import ConfigError, TransientError
+from monitor.events import Record
 from monitor.labels import Label
 from monitor.settings import Settings
 from monitor.store import Store
@@ -80,6 +81,21 @@ class Messenger:
         self.write(
             "the labels",
             ({"topic": topic, "key": label.id, "value": label.to_json()} for label in labels),
+        )
+
+    def post(self, records: Sequence[Record]) -> None:
+        """Take predictions to their topic; returns when the broker has all of them.
+
+        Raises:
+            TransientError, ConfigError: as ``write``; it may have some.
+        """
+        topic = wiring.topics(self._settings).predictions
+        self.write(
+            "the predictions",
+            (
+                {"topic": topic, "key": r.key, "value": r.value, "headers": dict(r.headers)}
+                for r in records
+            ),
         )
 
     def write(self, what: str, records: Iterable[Mapping[str, Any]]) -> None:

@@ -80,7 +80,7 @@ PROCESSES: Final[tuple[Process, ...]] = (
         "api",
         "Serve the HTTP API and the page.",
         "streams.api",
-        ("kafka", "clickhouse", "approvals", "api", *_EVERY),
+        ("kafka", "limits", "clickhouse", "approvals", "api", *_EVERY),
     ),
 )
 
