@@ -6,6 +6,7 @@ An input that raises anything but what the decoder promises, or takes seconds, e
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import time
@@ -13,7 +14,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 MOST_S: Final = 2.0
-MODULES: Final = ("monitor.arrow", "monitor.events", "monitor.reference", "monitor.wire")
+MODULES: Final = (
+    "monitor.arrow",
+    "monitor.captures",
+    "monitor.events",
+    "monitor.halves",
+    "monitor.inference",
+    "monitor.reference",
+    "monitor.wire",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,11 +52,13 @@ def one_input(data: bytes) -> None:
         {"content-type": CLOUDEVENT_TYPE.encode()},
     )
     began, value = time.process_time(), data[1:]
-    match data[0] % 6 if data else 0:
+    match data[0] % 8 if data else 0:
         case 3:
             _incompatible(IncompatibleError, wire.decode, wire.pack(value))
         case 4:
             _incompatible(IncompatibleError, reference.load, value)
+        case 6:
+            _body(value)
         case kind:
             for outcome in decode_message(
                 value, headers[kind % 3], Limits(), now_ms=1_700_000_000_000
@@ -56,6 +67,25 @@ def one_input(data: bytes) -> None:
                     raise TypeError(type(outcome).__name__)
     if time.process_time() - began > MOST_S:
         raise TimeoutError(f"{time.process_time() - began:.1f} s")
+
+
+def _body(value: bytes) -> None:
+    """A body of a serving stack, in each place where one may stand."""
+    from monitor.captures import Said, capture_of
+    from monitor.errors import InvalidEventError
+    from monitor.events import Limits, parsed
+    from monitor.halves import structured
+    from monitor.inference import About, Reading, event_rows
+
+    limits, about = Limits(), About("m", "a", 1_700_000_000_000)
+    for decode in (
+        lambda: structured(value, limits),
+        lambda: capture_of(parsed(value, limits), Said("m"), limits),
+        lambda: event_rows(about, Reading(), parsed(value, limits), None),
+        lambda: event_rows(about, Reading(), None, parsed(value, limits)),
+    ):
+        with contextlib.suppress(InvalidEventError):
+            decode()
 
 
 def _incompatible(expected: type[Exception], decode: Any, value: bytes) -> None:

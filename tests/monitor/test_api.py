@@ -348,6 +348,11 @@ def test_the_process_serves_until_it_is_told_to_stop(
     assert not thread.is_alive()
 
 
+def test_asyncio_knows_the_listener_for_tcp_and_so_does_not_delay_small_answers() -> None:
+    with api._listen(ApiSettings(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
 def test_a_token_stands_in_no_log(
     database: ClickHouseSettings,
     caplog: pytest.LogCaptureFixture,

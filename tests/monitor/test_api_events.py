@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from monitor import api_events, metrics
+from monitor.captures import Said
 from monitor.errors import ConfigError, TransientError
 from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, Limits, decode_message
 from monitor.halves import Bounds, Halves
@@ -43,6 +45,13 @@ def arrow(rows: list[dict[str, Any]], compression: str | None = None) -> bytes:
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:  # fmt: skip
         writer.write_table(table)
     return sink.getvalue()
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def fate(name: str) -> float:
@@ -271,7 +280,7 @@ class TestHalves:
 
         def send(content: bytes, headers: Mapping[str, str]) -> None:
             lower = {name.lower(): text for name, text in headers.items()}
-            ingest.take(ingest.cloudevents(content, "application/json", lower, api_events.Said()))
+            ingest.take(ingest.cloudevents(content, "application/json", lower, Said()))
 
         def gained() -> dict[str, float]:
             return {name: fate(name) - n for name, n in before.items()}
@@ -305,7 +314,7 @@ class TestHalves:
         ingest = Ingest(door.store, door.post, Limits(), lambda: door.now_ms, few)
         for i in range(3):
             headers = {n.lower(): v for n, v in (REQUEST | {"Ce-Id": str(i)}).items()}
-            ingest.take(ingest.cloudevents(ASKED, "application/json", headers, api_events.Said()))
+            ingest.take(ingest.cloudevents(ASKED, "application/json", headers, Said()))
         assert [event.id for event in door.events()] == ["0"]
 
     def test_the_server_sweeps_while_it_runs_and_when_it_ends(
@@ -320,8 +329,7 @@ class TestHalves:
                 async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
                     await client.post(CLOUDEVENTS, content=ASKED, headers=REQUEST)
                     door.now_ms += 60_000
-                    while not door.records:
-                        await asyncio.sleep(0.01)
+                    await asyncio.to_thread(wait_for, lambda: bool(door.records))
                     await client.post(CLOUDEVENTS, content=ASKED, headers=REQUEST | {"Ce-Id": "z"})
                 assert len(door.records) == 1
 

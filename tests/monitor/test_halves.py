@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, cast
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,7 +111,7 @@ def test_each_request_is_counted_once_and_each_half_has_a_fate(
         if kind == "time":
             now_ms += 3 * number
         else:
-            met = halves.meet(half(cast("Side", kind), str(number)), now_ms)
+            met = halves.meet(half(kind, str(number)), now_ms)
             if isinstance(met, Pair):
                 fates["joined"] += 2
                 counted[met.request.about.id] += 1

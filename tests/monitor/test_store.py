@@ -15,7 +15,7 @@ from monitor import clickhouse, store
 from monitor.binning import Floats
 from monitor.clickhouse import Migration, RefusedError, migrations, open_client
 from monitor.columns import Columns, from_batch
-from monitor.errors import ConfigError, TransientError
+from monitor.errors import ConfigError, IncompatibleError, TransientError
 from monitor.gate import Comparison
 from monitor.history import History
 from monitor.latency import percentiles
@@ -185,6 +185,22 @@ def test_the_join_key_of_each_model_is_what_its_newest_spec_says(empty: Store) -
     ]
     empty.append("models", to_table("models", rows), token="m")
     assert empty.join_keys() == {"a": ["request_id", "ce-id"], "b": [], "c": []}
+
+
+def test_the_spec_of_a_model_is_the_newest_that_was_stored(empty: Store) -> None:
+    newest = parse_spec({"model": "a", "ingest": {"features": ["x"]}}, origin="t")
+    rows = [
+        ("a", '{"model": "a"}', "", 1),  # of a release that knew no ingest
+        ("a", newest.model_dump_json(), "", 2),
+        ("b", '{"model": "b"}', "", 1),
+        ("c", '{"model": "c", "what": "comes later"}', "", 1),
+    ]
+    empty.append("models", to_table("models", rows), token="m")
+    found = empty.spec("b")
+    assert found is not None
+    assert (empty.spec("a"), found.ingest.features, empty.spec("d")) == (newest, (), None)
+    with pytest.raises(IncompatibleError, match="another release"):
+        empty.spec("c")
 
 
 def test_an_insert_under_a_token_counts_once(empty: Store) -> None:

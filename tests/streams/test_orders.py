@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from monitor import wire
 from monitor.errors import ConfigError, TransientError
+from monitor.events import Record
 from monitor.labels import Label
 from monitor.orders import order
 from monitor.settings import KafkaSettings, Settings
@@ -125,6 +126,22 @@ def test_labels_are_on_their_topic_by_the_id_of_their_prediction(broker_address:
     assert {m.value() for m in found} == {label.to_json() for label in labels}
     places = {(m.key(), m.partition()) for m in found}
     assert len(places) == 50, "labels of one prediction stay in order"
+
+
+def test_predictions_are_on_their_topic_as_they_were_handed_in(broker_address: str) -> None:
+    settings, names = created(broker_address, predictions_partitions=1)
+    records = [
+        Record("a", b'{"id":"a"}', {"content-type": b"application/json"}),
+        Record(None, b"[]", {"content-type": b"application/json", "ce_id": b"q"}),
+    ]
+    Messenger(settings).post(records)
+    consumer = Consumer({"bootstrap.servers": broker_address, "group.id": "look"})
+    consumer.assign([TopicPartition(names.predictions, 0, 0)])
+    found = consumer.consume(len(records), 10)
+    consumer.close()
+    assert [(m.key(), m.value(), m.headers()) for m in found] == [
+        (None if r.key is None else r.key.encode(), r.value, [*r.headers.items()]) for r in records
+    ]
 
 
 def test_a_queue_that_is_full_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

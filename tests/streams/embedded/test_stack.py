@@ -59,19 +59,47 @@ def test_topics_tables_and_the_api_are_there_once_it_is_up(stack: Stack) -> None
 
 
 def test_a_prediction_is_accounted_for_by_processes_that_only_share_addresses(stack: Stack) -> None:
+    before = _ledger(stack)["events"]
     producer = Producer({"bootstrap.servers": stack.kafka})
     for i in range(EVENTS):
         event = {"ts": 1_700_000_000_000 + i, "model": "first", "features": {"x": i}}
         producer.produce(wiring.topics(stack.settings).predictions, json.dumps(event))
     assert producer.flush(10) == 0
     deadline = time.monotonic() + 60
-    total: dict[str, int] = {}
-    while total.get("events") != EVENTS:
+    while (total := _ledger(stack))["events"] < before + EVENTS:
         assert time.monotonic() < deadline, total
         stack.poll()
         time.sleep(0.2)
-        total = httpx.get(f"{stack.api}/api/v1/ledger", trust_env=False).json()["total"]
+    assert total["events"] == before + EVENTS
     assert total["unaccounted"] == 0
+
+
+def test_predictions_by_http_are_accounted_for_once_each(stack: Stack) -> None:
+    """One of each way in: two of ours, and a request and its response that two requests bring."""
+    before = _ledger(stack)["events"]
+    event = {"ts": 1_700_000_000_000, "model": "by-http", "features": {"x": 1}}
+    half = {"Ce-Id": "q", "Ce-Source": "/x", "Ce-Inferenceservicename": "by-http", "Ce-Specversion": "1.0", "Content-Type": "application/json"}  # fmt: skip
+    kserve = "org.kubeflow.serving.inference"
+    said = [
+        httpx.post(f"{stack.api}/api/v1/{path}", content=body, headers=headers, trust_env=False)
+        for path, body, headers in (
+            ("events", json.dumps([event, event]), {"Content-Type": "application/json"}),
+            ("cloudevents", '{"instances":[{"x":1}]}', half | {"Ce-Type": f"{kserve}.request"}),
+            ("cloudevents", '{"predictions":[0]}', half | {"Ce-Type": f"{kserve}.response"}),
+        )
+    ]
+    assert [(answer.status_code, answer.json()["accepted"]) for answer in said] == [(202, 2), (202, 0), (202, 1)]  # fmt: skip
+    deadline = time.monotonic() + 60
+    while (total := _ledger(stack))["events"] < before + 3:
+        assert time.monotonic() < deadline, total
+        stack.poll()
+        time.sleep(0.2)
+    assert (total["events"], total["dead"], total["unaccounted"]) == (before + 3, 0, 0)
+
+
+def _ledger(stack: Stack) -> dict[str, int]:
+    total: dict[str, int] = httpx.get(f"{stack.api}/api/v1/ledger", trust_env=False).json()["total"]
+    return total
 
 
 def test_a_directory_has_one_stack(stack: Stack) -> None:
