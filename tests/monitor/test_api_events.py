@@ -371,8 +371,10 @@ class TestEveryRoute:
 
         async def ask() -> list[int]:
             app, go = door.client().app, asyncio.Event()
+            begun: asyncio.Queue[None] = asyncio.Queue()
 
             async def slow() -> AsyncIterator[bytes]:
+                begun.put_nowait(None)  # it is being read
                 yield b"{"
                 await go.wait()
                 yield b"}"
@@ -384,7 +386,8 @@ class TestEveryRoute:
                     asyncio.create_task(client.post(path, content=slow(), headers=LINES))
                     for _ in range(2)
                 ]
-                await asyncio.sleep(0.05)
+                for _ in waiting:
+                    await begun.get()
                 third = await client.post(path, content=b"{}", headers=LINES)
                 go.set()
                 rest = [(await task).status_code for task in waiting]
