@@ -31,6 +31,7 @@ MAX_ROWS: Final = 1 << 15  # of a body of 1 MiB: an event with all that is requi
 MAX_EVENT_BYTES: Final = 16 << 20
 _NOTHING: Final = IngestSpec()
 _SHOWN: Final = 5  # names in an error
+_LEAST_VALUE: Final = 16  # bytes of a value in memory, a reference at the least
 _CANONICAL: Final = ("prediction", "score")
 _OUTPUT: Final = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?")
 
@@ -202,7 +203,10 @@ def _predictions(rows: list[Any]) -> Columns:
     if not rows or not all(isinstance(row, dict) for row in rows):
         return {"predictions": _flattened(rows)}
     names = dict.fromkeys(name for row in rows for name in row)
-    _refuse_many(len(names) * len(rows) // 32)  # rows that share no name would be a square
+    if (
+        len(names) * len(rows) > MAX_EVENT_BYTES // _LEAST_VALUE
+    ):  # of rows that share no name, a square
+        raise InvalidEventError("too_large", f"{len(names)} outputs of {len(rows)} rows")
     return {name: _flattened([row.get(name) for row in rows]) for name in names}
 
 
@@ -244,8 +248,6 @@ def _taken(outputs: Columns, path: str) -> list[Any]:
 def _rows(rows: list[Any], names: Sequence[str]) -> list[Row]:
     """Rows with names: their own, or those of the columns."""
     _refuse_many(len(rows))
-    if len(rows) * sum(map(len, names)) > MAX_EVENT_BYTES:
-        raise InvalidEventError("too_large", f"its events have over {MAX_EVENT_BYTES} bytes")
     return [row if isinstance(row, dict) else _named(row, names) for row in rows]
 
 

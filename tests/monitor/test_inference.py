@@ -158,6 +158,7 @@ class TestResponses:
             ({"predictions": [{"a": 1, "b": 2}]}, {}, "missing_field", "here are: a, b"),
             (V2, {"score": "q"}, "missing_field", "no output q, which ingest of the model's spec names: it has label, p"),
             (V2, {"score": "p[2]"}, "wrong_type", "p has no column 2"),
+            ({"predictions": [{str(i): i} for i in range(5_000)]}, {"prediction": "0"}, "too_large", "5000 outputs of 5000 rows"),
             ({"error": SECRET}, {}, "missing_field", "neither predictions, outputs nor data"),
         ],
     )  # fmt: skip
