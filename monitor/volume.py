@@ -48,7 +48,9 @@ VOLUME: Final = "volume"
 COLLAPSE: Final = 0.1  # of what is expected: with less, next to nobody is served
 WEEKS: Final = 4
 LEAST_DAYS: Final = 7  # of past expectations, which need two weeks: so three weeks in all
-LEAST_CHANGE: Final = 1.25  # times as many or as few: below it, it is nobody's night
+LEAST_CHANGE: Final = (
+    1.5  # times as many or as few: below it, as on a holiday, it is nobody's night
+)
 MOST_GROWTH: Final = 1.1  # a week: faster is news
 FEW: Final = 5.0  # requests: that many instead of none are no surge, and errors of smaller expectations tell nothing
 LEAST_SPREAD: Final = 1.3  # variance over mean of Poisson counts around the median of four of them

@@ -144,7 +144,7 @@ def test_a_surge_is_seen_and_is_no_outage_and_says_what_was_expected() -> None:
     assert last.evidence["expected"] == pytest.approx(expected, rel=0.15)
     assert float(last.evidence["low"]) < expected < float(last.evidence["high"]) < last.n
     assert last.limit is not None
-    assert 1.25 <= last.limit < 3
+    assert 1.5 <= last.limit < 3
 
 
 @pytest.mark.parametrize("level", [None, 0.05])
