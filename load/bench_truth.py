@@ -43,7 +43,7 @@ from monitor.truth import Topic, Truth
 from monitor.wire import Performance
 from streams.embedded import clickhouse
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
-from streams.evaluator import Evaluator, Progress, State, rest_s
+from streams.evaluator import TOPICS, Evaluator, Progress, State, rest_s
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -197,7 +197,7 @@ def evaluate(url: str, pipe: Connection, stored: Sequence[int]) -> None:
     def progress() -> Progress:
         places: dict[tuple[Topic, int], int] = {("labels", p): stored[p] for p in range(PARTITIONS)}
         places["scored", 0] = stored[PARTITIONS]
-        return Progress("here", places, places)
+        return Progress("here", places, places, {topic: topic for topic in TOPICS})
 
     evaluator = Evaluator(truth, lambda: {MODEL: spec}, progress, emit)
     pipe.send_bytes(

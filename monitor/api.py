@@ -364,7 +364,8 @@ def _key_check(settings: ApiSettings) -> Callable[[str | None], None]:
 
 
 async def _around(request: Request, call_next: Next) -> Response:
-    response = await call_next(request)
+    with metrics.API_SECONDS.time():
+        response = await call_next(request)
     response.headers.update(_HEADERS)
     metrics.API_REQUESTS.labels(f"{response.status_code // 100}xx").inc()
     return response

@@ -1,14 +1,14 @@
 """Every Prometheus metric of Driftline, in one place, with bounded labels that start at 0.
 
 Labels are closed lists (the ``Literal`` types of ``monitor.errors`` and ``monitor.wire``), topics or partitions: never a
-model, a feature or a value from an event. One process is one /metrics port and Prometheus adds up: the client's
+model, a feature or a value from an event. So a process has at most ``SERIES`` series, whatever is sent to it. One process is one /metrics port and Prometheus adds up: the client's
 multi-process mode has neither Info nor callbacks, and needs a directory that somebody must wipe.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Final, Literal, get_args, get_type_hints
 
@@ -19,13 +19,14 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
+    disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from monitor.errors import REJECT_REASONS, ConfigError
+from monitor.errors import REJECT_REASONS, ConfigError, RejectReason
 from monitor.halves import HALF_FATES
 from monitor.settings import MetricsSettings
 from monitor.wire import Cause, Delivery, VerdictKind, VerdictStatus
@@ -42,6 +43,12 @@ Table = Literal[
     "ledger",
     "models",
 ]
+StageReason = Literal[
+    "incompatible",  # not a message of this topic, or not of this release
+    "damaged",  # a profile that does not fit its bins
+    "no_reference",  # a profile whose reference nobody has, or samples of which none can be made
+]
+DeadReason = RejectReason | StageReason | Literal["refused"]  # refused: by ClickHouse
 Overflow = Literal[
     "models",  # sampled, of a model beyond the number that is followed: no reference is made of them
     "versions",  # counted in the version __other__
@@ -55,14 +62,27 @@ LabelFate = Literal[
     "unmatched",  # there is no such prediction, or none yet
     "found_later",  # the prediction of a label that was there before
 ]
+STAGE_REASONS: Final[tuple[StageReason, ...]] = get_args(StageReason)
 LABEL_FATES: Final[tuple[LabelFate, ...]] = get_args(LabelFate)
 OVERFLOWS: Final[tuple[Overflow, ...]] = get_args(Overflow)
 PROCESSES: Final[tuple[Process, ...]] = get_args(Process)
 TABLES: Final[tuple[Table, ...]] = get_args(Table)
 OUTCOMES: Final[tuple[str, ...]] = get_args(get_type_hints(Delivery)["outcome"])
 
+SERIES: Final = 500  # of ours; and one for each partition that it reads, two in a profiler
+_DEAD: Final[dict[Process, tuple[DeadReason, ...]]] = {
+    "profiler": REJECT_REASONS,
+    "detector": STAGE_REASONS,
+    "sink": (*REJECT_REASONS, "incompatible", "refused"),
+    "dispatcher": ("wrong_type",),
+}
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody reads when a counter began, and that doubles the counters
+
 # Batches run from a few ms (idle) to tens of seconds (a store that is slow): powers of about 3.
 _SECONDS: Final = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+# A window is stored seconds after its end, in a replay of history years: 1 s to a day.
+_DELAYS: Final = (1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0)
 
 
 def _counter(name: str, help_text: str, label: str = "", values: Iterable[str] = ()) -> Counter:
@@ -76,6 +96,12 @@ def _counter(name: str, help_text: str, label: str = "", values: Iterable[str] =
 
 def _gauge(name: str, help_text: str, *labels: str) -> Gauge:
     return Gauge(f"driftline_{name}", help_text, labels)
+
+
+def _histogram(
+    name: str, help_text: str, buckets: tuple[float, ...] = _SECONDS, *labels: str
+) -> Histogram:
+    return Histogram(f"driftline_{name}", help_text, labels, buckets=buckets)
 
 
 class KnownGauge(Collector):
@@ -114,15 +140,19 @@ STALLED: Final = _gauge(
     "process",
 )
 LAG: Final = _gauge(
-    "consumer_lag_messages", "Messages between position and end.", "topic", "partition"
+    "consumer_lag_messages",
+    "Messages of a partition that the process has still to make durable. Absent where it does not know its position.",
+    "process",
+    "topic",
+    "partition",
 )
-BATCHES: Final = _counter("batches_total", "Batches finished.", "process", PROCESSES)
-BATCH_SECONDS: Final = Histogram(
-    "driftline_batch_duration_seconds", "Duration of a batch.", ["process"], buckets=_SECONDS
+BATCHES: Final = _counter("batches_total", "Batches that were made durable.", "process", PROCESSES)
+BATCH_SECONDS: Final = _histogram(
+    "batch_duration_seconds", "Duration of a batch.", _SECONDS, "process"
 )
 TRANSIENT_ERRORS: Final = _counter(
     "transient_errors_total",
-    "Calls to a broker or a database that will be tried again.",
+    "Times that a broker or a database did not answer, and the process waited and tried again.",
     "process",
     PROCESSES,
 )
@@ -134,12 +164,12 @@ EVENTS_REJECTED: Final = _counter(
 EVENTS_LATE: Final = _counter(
     "events_late_total", "Events behind the watermark of their partition."
 )
-DEAD_LETTERS: Final = _counter(
-    "dead_letters_total",
-    "Messages sent to the dead letters.",
-    "process",
-    ("profiler", "detector", "sink", "dispatcher"),
+DEAD_LETTERS: Final = Counter(
+    "driftline_dead_letters_total", "Messages sent to the dead letters.", ["process", "reason"]
 )
+for _process, _reasons in _DEAD.items():
+    for _reason in _reasons:
+        DEAD_LETTERS.labels(_process, _reason)
 DEAD_LETTERS_DROPPED: Final = _counter(
     "dead_letters_dropped_total",
     "Messages counted as dead whose letter was not sent: a flood of them is over its cap.",
@@ -166,8 +196,25 @@ WINDOWS_CLOSED: Final = _counter("windows_closed_total", "Closed windows that we
 WINDOWS_CORRECTED: Final = _counter(
     "windows_corrected_total", "Late contributions to closed windows."
 )
+NEWEST_WINDOW: Final = KnownGauge(
+    "newest_window_end_timestamp_seconds",
+    "Event time at which the latest window ends that this sink has stored, of any model.",
+)
+WINDOW_DELAY: Final = _histogram(
+    "window_delay_seconds",
+    "From the end of a window, in event time, until it was stored. For live traffic: a replay of history is as late as it is old.",
+    _DELAYS,
+)
+OPEN_PANES: Final = _gauge("open_panes", "Panes that wait for their watermark, in memory.")
+OPEN_PANE_BYTES: Final = _gauge(
+    "open_panes_bytes", "Memory that open panes take, about: limits.open_panes_bytes is its bound."
+)
 CHAIN_HOLES: Final = _counter("chain_holes_total", "Gaps that were booked as a loss and passed.")
-VERDICTS: Final = Counter("driftline_verdicts_total", "Verdicts.", ["kind", "status"])
+VERDICTS: Final = Counter(
+    "driftline_verdicts_total",
+    "Statistics of windows and panes that were judged, by what was found.",
+    ["kind", "status"],
+)
 for _kind in get_args(VerdictKind):
     for _status in get_args(VerdictStatus):
         VERDICTS.labels(_kind, _status)
@@ -186,10 +233,15 @@ for _cause in get_args(Cause):
     INCIDENTS_OPEN.labels(_cause)
     BUDGET_OPENED.labels(_cause)
 
-SINK_ROWS: Final = _counter("sink_rows_total", "Rows inserted.", "table", TABLES)
-SINK_INSERTS: Final = _counter("sink_inserts_total", "Inserts.", "table", TABLES)
+SINK_ROWS: Final = _counter("sink_rows_total", "Rows that ClickHouse took.", "table", TABLES)
+SINK_INSERTS: Final = _counter(
+    "sink_inserts_total", "Inserts that ClickHouse took.", "table", TABLES
+)
 SINK_ERRORS: Final = _counter(
     "sink_errors_total", "Inserts that failed and will be repeated.", "table", TABLES
+)
+SINK_INSERT_SECONDS: Final = _histogram(
+    "sink_insert_duration_seconds", "Duration of an insert, taken or not.", _SECONDS, "table"
 )
 LABELS_REFUSED: Final = _counter(
     "labels_refused_total",
@@ -264,12 +316,24 @@ HALVES: Final = _counter(
 HALVES_HELD: Final = _gauge(
     "ingest_halves_held", "Requests and responses that wait for their other half."
 )
+API_SECONDS: Final = _histogram(
+    "api_request_duration_seconds", "From a request to the API to its answer."
+)
 API_REQUESTS: Final = _counter(
     "api_requests_total",
     "Answers of the API, by class of status.",
     "status",
     ("2xx", "3xx", "4xx", "5xx"),
 )
+
+
+def only(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
+    """Let ``gauge`` have these values, by its labels' values, and no others: of what another process has by now, this one knows nothing."""
+    for sample in [s for family in gauge.collect() for s in family.samples]:
+        if (labels := tuple(sample.labels.values())) not in values:
+            gauge.remove(*labels)
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
 
 
 def turned(process: Process) -> None:

@@ -110,7 +110,8 @@ def _run(name: str, settings: Settings) -> None:
     metrics.serve(settings.metrics)
     stop = threading.Event()
     stop_on_signals(stop)
-    run_patiently(resolve(named(name)), settings, stop)
+    failed = metrics.TRANSIENT_ERRORS.labels(name).inc
+    run_patiently(resolve(named(name)), settings, stop, failed=failed)
 
 
 for _process in PROCESSES:

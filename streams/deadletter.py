@@ -8,8 +8,10 @@ A message that ``driftline dlq replay`` sent again says in ``driftline.replay.at
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final
 
 from confluent_kafka import Message
@@ -158,23 +160,25 @@ class Cap:
     def __init__(self, process: Process, per_minute: int, logger: logging.Logger) -> None:
         self._process, self._logger = process, logger
         self._allowance = self._next = Allowance(per_minute)
-        self._sent = self._kept_back = self._unsaid = 0
+        self._sent: Counter[str] = Counter()
+        self._kept_back = self._unsaid = 0
         self._said_s = -_MINUTE_S
 
     def sift(self, reasons: Sequence[str], now_s: float) -> list[bool]:
         """Whether to send each of the letters that died for ``reasons``. Until ``spent``, nothing is."""
         sent, self._next = self._allowance.sift(reasons, now_s)
-        self._sent = sum(sent)
-        self._kept_back = len(sent) - self._sent
+        self._sent = Counter(compress(reasons, sent))
+        self._kept_back = len(sent) - self._sent.total()
         return sent
 
     def spent(self, now_s: float) -> None:
         """What was sifted last is durable."""
         self._allowance = self._next
-        metrics.DEAD_LETTERS.labels(self._process).inc(self._sent)
+        for reason, n in self._sent.items():
+            metrics.DEAD_LETTERS.labels(self._process, reason).inc(n)
         metrics.DEAD_LETTERS_DROPPED.labels(self._process).inc(self._kept_back)
         self._unsaid += self._kept_back
-        self._sent = self._kept_back = 0
+        self._sent, self._kept_back = Counter(), 0
         if self._unsaid and now_s - self._said_s >= _MINUTE_S:
             self._logger.warning(
                 "%d dead letters were counted but not sent: more than limits.dead_letters_per_minute",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event
 from typing import Final
 
@@ -28,15 +28,25 @@ _BATCH_MESSAGES: Final = {"faust": 128, "transactional": 1_000}
 class _Progress(Observer):
     """Metrics of the worker, and of what its stages count. Mutable: it empties their counters."""
 
-    def __init__(self, overflows: Sequence[Counter[Noted]]) -> None:
-        self._overflows = overflows
+    def __init__(
+        self, overflows: Sequence[Counter[Noted]], open_panes: Callable[[], tuple[int, int]]
+    ) -> None:
+        self._overflows, self._open_panes = overflows, open_panes
+
+    @override
+    def batch(self, seconds: float) -> None:
+        metrics.BATCH_SECONDS.labels("detector").observe(seconds)
 
     @override
     def applied(self, stage: str, messages: int, outputs: int, writes: int) -> None:
         metrics.BATCHES.labels("detector").inc()
         metrics.turned("detector")
+        panes, size = self._open_panes()
+        metrics.OPEN_PANES.set(panes)
+        metrics.OPEN_PANE_BYTES.set(size)
         for overflow in self._overflows:
-            metrics.DEAD_LETTERS.labels("detector").inc(overflow.pop("dead_letters", 0))
+            for reason in metrics.STAGE_REASONS:
+                metrics.DEAD_LETTERS.labels("detector", reason).inc(overflow.pop(reason, 0))
             for kind in metrics.OVERFLOWS:
                 metrics.OVERFLOW.labels(kind).inc(overflow.pop(kind, 0))
 
@@ -71,7 +81,9 @@ def run(settings: Settings, stop: Event) -> None:
             incidents,
         ),
     ]
-    progress = _Progress([merge.overflow, performance.overflow, incidents.overflow])
+    progress = _Progress(
+        [merge.overflow, performance.overflow, incidents.overflow], merge.open_panes
+    )
     worker = WorkerSettings(
         kafka=kafka,
         group=f"{topics.prefix}detector",

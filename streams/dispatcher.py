@@ -268,7 +268,7 @@ class Dispatcher:
 
     def _bury(self, message: Message, detail: str) -> None:
         logger.error("not an outbox item, sent to the dead letters: %s", detail)
-        metrics.DEAD_LETTERS.labels(STAGE).inc()
+        metrics.DEAD_LETTERS.labels(STAGE, "wrong_type").inc()
         record = dead_letter(message, reason="wrong_type", detail=detail, stage=STAGE)
         self._produce(self._topics.dlq, **record)
 

@@ -67,12 +67,13 @@ _STEP_S: Final = (
 class Progress:
     """Where the topics end, and up to which position the sink has stored them; both by topic and partition.
 
-    ``cluster`` is the broker's id: another broker counts its positions anew.
+    ``cluster`` is the broker's id: another broker counts its positions anew. ``names`` are those of the topics there.
     """
 
     cluster: str
     ends: Offsets
     stored: Offsets
+    names: Mapping[Topic, str]
 
 
 class State(msgspec.Struct):
@@ -180,6 +181,7 @@ class Evaluator:
             self._revision += 1
             self._truth.save(self._revision, after.decode())  # 5
         metrics.EVALUATOR_WINDOWS.inc(windows)
+        self._tell(progress)
         return joined + windows
 
     def _join(
@@ -208,6 +210,15 @@ class Evaluator:
             for done in ranges:
                 self._state.cursor[_key(topic, done.partition)] = done.stop
         return touched, joined
+
+    def _tell(self, progress: Progress) -> None:
+        lags: dict[tuple[str, ...], float] = {
+            ("evaluator", progress.names[topic], str(p)): max(
+                0, end - self._state.cursor.get(_key(topic, p), 0)
+            )
+            for (topic, p), end in progress.ends.items()
+        }
+        metrics.only(metrics.LAG, lags)
 
     def _new(self, topic: Topic, stored: Offsets) -> Iterator[Range]:
         for (name, partition), stop in sorted(stored.items()):
@@ -383,6 +394,7 @@ class Broker:
             cluster=cluster or "",
             ends={(suffixes[name], p): end for (name, p), (_, end) in ends.items()},
             stored={(suffixes[p.topic], p.partition): max(p.offset, 0) for p in stored},
+            names=names,
         )
 
     def emit(self, messages: Sequence[Performance]) -> None:

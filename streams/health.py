@@ -40,33 +40,48 @@ _ANSWER_S: Final = 5.0
 
 
 class Ends:
-    """What lies between positions and the ends of their partitions. Its connection is its own: a fetcher that died knows of no lag.
+    """What lies between positions and the ends of their partitions; exports it as the process's lag. Its connection is its own: a fetcher that died knows of none.
 
     Args:
+        process: whose positions they are.
         kafka: the broker to ask.
         unanswered: what there is to do while it does not answer. ``None``: nothing, for whom no restart would help.
     """
 
-    def __init__(self, kafka: KafkaSettings, *, unanswered: str | None = None) -> None:
-        self._unanswered = unanswered
+    def __init__(
+        self, process: Process, kafka: KafkaSettings, *, unanswered: str | None = None
+    ) -> None:
+        self._process, self._unanswered = process, unanswered
         # It joins no group; ends are those of committed transactions, as for whoever reads.
         self._consumer = Consumer(consumer_config(kafka, f"{kafka.prefix}ends", logger))
 
     def __call__(self, positions: Mapping[Target, int]) -> str | None:
         """A partition that is not read to its end, or ``None``."""
+        lags, short = dict[Target, int](), None
         for (topic, partition), position in positions.items():
             place = TopicPartition(topic, partition)
             try:
-                _, end = self._consumer.get_watermark_offsets(place, timeout=_ANSWER_S)
+                low, end = self._consumer.get_watermark_offsets(place, timeout=_ANSWER_S)
             except KafkaException:
+                self._tell({})
                 return self._unanswered
-            if position < end:
-                return f"{topic}/{partition} is at {max(position, 0)} of {end}"
-        return None
+            if position >= 0:
+                lags[topic, partition] = max(0, end - max(low, position))
+            if position < end and short is None:
+                short = f"{topic}/{partition} is at {max(position, 0)} of {end}"
+        self._tell(lags)
+        return short
 
     def close(self) -> None:
         """Close the connection."""
+        self._tell({})
         self._consumer.close()
+
+    def _tell(self, lags: Mapping[Target, int]) -> None:
+        series: dict[tuple[str, ...], float] = {
+            (self._process, topic, str(p)): lag for (topic, p), lag in lags.items()
+        }
+        metrics.only(metrics.LAG, series)
 
 
 class Watch:
@@ -140,7 +155,7 @@ class Watch:
 @contextmanager
 def watching(process: Process, kafka: KafkaSettings) -> Iterator[Watch]:
     """A watch over what lies between a process's positions and the ends of their partitions."""
-    ends = Ends(kafka)
+    ends = Ends(process, kafka)
     try:
         with Watch(process, ends) as watch:
             yield watch

@@ -63,7 +63,7 @@ class IncidentStage(Stage):
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
         message = read(value)
         if not isinstance(message, Verdicts | Command):
-            self.overflow["dead_letters"] += 1
+            self.overflow["incompatible"] += 1
             yield dead_letter(self._topics.dlq, "incidents", topic, partition, offset, value)
             return
         books = self._books.setdefault(partition, {})

@@ -57,7 +57,8 @@ def _store(
         return
     try:
         rows = columns(name, fit)
-        target.append(name, rows, token=insert_token(name, fit))
+        with metrics.SINK_INSERT_SECONDS.labels(name).time():
+            target.append(name, rows, token=insert_token(name, fit))
     except (RefusedError, pa.ArrowException, OverflowError, TypeError, ValueError) as err:
         if len(fit) == 1:
             detail = str(err) if isinstance(err, RefusedError) else type(err).__name__

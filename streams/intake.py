@@ -33,12 +33,13 @@ _LIMITS: Final = Limits()
 
 @dataclass(slots=True)
 class Parcel:
-    """A message and what it becomes. ``reason`` is set where (a part of) it goes to the dead letters."""
+    """A message and what it becomes. ``reason`` is set where (a part of) it goes to the dead letters, ``closed_ms`` where it is a window that closed: its end."""
 
     message: Message
     rows: dict[TableName, Rows] = field(default_factory=dict)
     reason: str | None = None
     detail: str = ""
+    closed_ms: int | None = None
 
     @property
     def size(self) -> int:
@@ -122,6 +123,8 @@ class Intake:
             decoded = wire.decode(parcel.message.value() or b"")
             parcel.rows.update(self._rows(decoded, parcel.message.offset() or 0))
             _count(decoded)
+            if isinstance(decoded, wire.Window) and decoded.contribution == "":
+                parcel.closed_ms = decoded.start_ms + decoded.size_ms
         except IncompatibleError as err:
             parcel.reject("incompatible", str(err))
 

@@ -165,6 +165,11 @@ class MergeStage(Stage):
     def forget(self, partition: int) -> None:
         self._held.pop(partition, None)
 
+    def open_panes(self) -> tuple[int, int]:
+        """Panes that are open, and about how many bytes they take."""
+        every = [panes for state in self._held.values() for panes in state.panes.values()]
+        return sum(len(panes.open) for panes in every), sum(panes.open_bytes for panes in every)
+
     @override
     def advance(self, topic: str, partition: int, offset: int, value: bytes) -> Iterator[Step]:
         state = self._held.setdefault(partition, _Partition(ChainFence(self._sources)))
@@ -173,7 +178,7 @@ class MergeStage(Stage):
             return
         message = read(value)
         if not isinstance(message, wire.Profiles):
-            self.overflow["dead_letters"] += 1
+            self.overflow["incompatible"] += 1
             yield dead_letter(self._topics.dlq, "merge", topic, partition, offset, value)
             return
         try:
@@ -281,7 +286,7 @@ class MergeStage(Stage):
         self, reason: LetterReason, where: tuple[str, int, int], deltas: list[wire.Delta]
     ) -> Output:
         topic, partition, offset = where
-        self.overflow["dead_letters"] += 1
+        self.overflow[reason] += 1
         key = f"merge:{topic}:{partition}:{offset}:{reason}".encode()
         return Output(self._topics.dlq, 0, key, wire.encode(wire.Profiles([], deltas)))
 
@@ -387,7 +392,7 @@ class MergeStage(Stage):
             if taken.record is not None:
                 effects.outputs.append(Output(self._topics.models, 0, key, taken.record))
             if taken.failure is not None:
-                self.overflow["dead_letters"] += 1
+                self.overflow["no_reference"] += 1
                 reason = f"no reference for {sample.model}: {taken.failure}".encode()
                 effects.outputs.append(Output(self._topics.dlq, 0, b"calibration:" + key, reason))
 

@@ -122,7 +122,7 @@ class PerformanceStage(Stage):
             return
         window = read(value)
         if not isinstance(window, wire.Performance):
-            self.overflow["dead_letters"] += 1
+            self.overflow["incompatible"] += 1
             yield dead_letter(self._topics.dlq, "performance", topic, partition, offset, value)
             return
         model = self._lookup.newest(window.model)

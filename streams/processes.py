@@ -116,8 +116,9 @@ def run_patiently(
     stop: threading.Event,
     *,
     clock: Callable[[], float] = time.monotonic,
+    failed: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run a process; whenever a broker or a database is away, wait and start it again.
+    """Run a process; whenever a broker or a database is away, say ``failed``, wait and start it again.
 
     Raises:
         ConfigError: the settings will never work.
@@ -129,6 +130,7 @@ def run_patiently(
         try:
             run(settings, stop)
         except TransientError as err:
+            failed()
             now = clock()
             if now - started_at > SAY_EVERY_S:
                 waits = _waits()  # it had been running: this is a new outage

@@ -332,9 +332,12 @@ class Profiler:
         metrics.EVENTS_LATE.inc(outcome.late)
         for dead in outcome.dead:
             metrics.EVENTS_REJECTED.labels(dead.error.reason).inc(dead.events)
-        for partition, mark in outcome.marks.items():
-            if mark.watermark_ms is not None:
-                metrics.WATERMARK.labels(str(partition)).set(mark.watermark_ms / 1_000)
+        watermarks: dict[tuple[str, ...], float] = {
+            (str(partition),): mark.watermark_ms / 1_000
+            for partition, mark in outcome.marks.items()
+            if mark.watermark_ms is not None
+        }
+        metrics.only(metrics.WATERMARK, watermarks)
 
 
 def _source(message: Message) -> SourceMessage:

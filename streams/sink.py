@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import compress
 from typing import Any, Final
@@ -84,11 +85,14 @@ class Sink:
         batch_rows: int,
         batch_wait_s: float,
         rng: np.random.Generator,
+        clock: Callable[[], float],
         watch: Watch | None = None,
     ) -> None:
         self._consumer, self._producer, self._watch = consumer, producer, watch
         self._target, self._intake, self._dlq, self._cap = target, intake, dlq, cap
         self._batch_rows, self._batch_wait_s, self._rng = batch_rows, batch_wait_s, rng
+        self._clock = clock
+        self._newest_ms = 0
         self._parcels: list[Parcel] = []
         self._unread: list[Parcel] = []
         self._rows = self._bytes = 0
@@ -194,6 +198,7 @@ class Sink:
                 if self._failing:
                     logger.info("stored again")
                 self._failing = False
+                self._tell_delays()
                 self._clear()
                 return True
         return False
@@ -214,6 +219,13 @@ class Sink:
         metrics.TRANSIENT_ERRORS.labels("sink").inc()
         if self._watch is not None:
             self._watch.waits()
+
+    def _tell_delays(self) -> None:
+        now_s = self._clock()
+        for end_ms in (p.closed_ms for p in self._parcels if p.closed_ms is not None):
+            metrics.WINDOW_DELAY.observe(max(0.0, now_s - end_ms / 1_000))
+            self._newest_ms = max(self._newest_ms, end_ms)
+            metrics.NEWEST_WINDOW.set(self._newest_ms / 1_000)
 
     def _is_ours(self, generation: int) -> bool:
         """Whether the batch still is; polls where a slow database has kept us from it for long."""
@@ -290,10 +302,6 @@ class Sink:
             return
         self._committed |= moved
         self._tell()
-        for (topic, partition), at in moved.items():
-            where = TopicPartition(topic, partition)
-            _, high = self._consumer.get_watermark_offsets(where, cached=True)
-            metrics.LAG.labels(topic, str(partition)).set(max(high - at, 0))
 
     def _clear(self) -> None:
         self._parcels.clear()
@@ -352,5 +360,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
             batch_rows=settings.sink.batch_rows,
             batch_wait_s=settings.sink.batch_wait_s,
             rng=np.random.default_rng(),
+            clock=time.time,  # noqa: TID251 - how old a window is, is of the wall clock
             watch=watch,
         ).run(stop)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from monitor import wire
 from monitor.errors import IncompatibleError
-from monitor.metrics import Overflow
+from monitor.metrics import Overflow, StageReason
 
-Noted = Overflow | Literal["dead_letters"]
-"""What a stage counts for the metrics of its process."""
+Noted = Overflow | StageReason
+"""What a stage counts for the metrics of its process: what was beyond a bound, and dead letters by their reason."""
 
 _LETTER_BYTES: Final = 900_000  # brokers take 1 MiB a record; what is cut stays where it came from
 

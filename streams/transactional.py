@@ -284,7 +284,7 @@ class Worker:
         self._inbox.extend(self._poll(self._limit - len(self._inbox) + 1, wait_s))  # 4.
         if self._stale or not self._inbox:
             return None
-        batch = self._advance()
+        began_s, batch = self._monotonic(), self._advance()
         if batch.offsets:
             places = [TopicPartition(*target, offset) for target, offset in batch.offsets.items()]
             records = (_produced(target, record) for target, record in batch.records())
@@ -293,6 +293,7 @@ class Worker:
             except RolledBackError as failure:
                 self._rewind(str(failure))
                 return None
+            self._observer.batch(self._monotonic() - began_s)
         self._tell(batch)
         return batch.broken
 
@@ -338,10 +339,11 @@ def run(
     if not reachable(settings.kafka):
         raise TransientError(f"no Kafka broker answers at {settings.kafka.bootstrap}")
     told = observer or Observer()
-    ends = Ends(settings.kafka, unanswered="the broker does not answer")
+    ends = Ends("detector", settings.kafka, unanswered="the broker does not answer")
 
     def left(reached: Mapping[Target, int]) -> str | None:
-        return worker.busy or ends(reached)
+        short = ends(reached)  # asked all the same: what is recovered has no lag that is known
+        return worker.busy or short
 
     watch = Watch(
         "detector", left, limit_s=settings.stall_s, ended=lambda reason: end(reason, told)

@@ -46,6 +46,9 @@ class Observer:
     def applied(self, stage: str, messages: int, outputs: int, writes: int) -> None:
         """A batch is durable: messages applied, outputs sent, records written to the changelog."""
 
+    def batch(self, seconds: float) -> None:
+        """Applying a batch and making it durable took so long. The Faust runner does not say: it has a batch for each stage and partition at once."""
+
     def repeated(self, stage: str, partition: int) -> None:
         """A message came again although its effects are durable."""
 

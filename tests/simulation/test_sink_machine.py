@@ -243,6 +243,7 @@ class SinkMachine(RuleBasedStateMachine):
             batch_rows=BATCH_ROWS,
             batch_wait_s=0.002,
             rng=np.random.default_rng(1),
+            clock=lambda: 0.0,
         )
         with impatient(), suppress(CrashError):
             sink.run(stop)

@@ -215,7 +215,7 @@ class TestLetters:
         kept = wire.decode(letter.value)
         assert isinstance(kept, wire.Profiles)
         assert [d.model for d in kept.deltas] == [MODEL] * 2  # the whole and its segment
-        assert runner.stage.overflow["dead_letters"] == 1
+        assert runner.stage.overflow["damaged"] == 1
 
     def test_deltas_without_a_reference_are_dead_letters_by_message(self) -> None:
         gone = Known(*(m for name, m in KNOWN.models.items() if name != MODEL))

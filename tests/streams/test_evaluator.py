@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from prometheus_client import REGISTRY
 from sklearn import metrics as oracle
 
 from monitor import metrics, store, truth, wire
@@ -24,7 +25,7 @@ from monitor.wire import Performance
 from streams import topics as topics_
 from streams import wiring
 from streams.embedded.supervisor import free_port
-from streams.evaluator import MAX_REST_S, Broker, Evaluator, Progress, rest_s
+from streams.evaluator import MAX_REST_S, TOPICS, Broker, Evaluator, Progress, rest_s
 from streams.sink import sink_group
 from streams.topics import partition_of
 from tests.monitor.stored import endpoint
@@ -78,7 +79,8 @@ class World:
                 self.ends[topic, partition] = self.stored[topic, partition] = 0
 
     def progress(self) -> Progress:
-        return Progress(self.cluster, dict(self.ends), dict(self.stored))
+        names = {topic: f"driftline.{topic}" for topic in TOPICS}
+        return Progress(self.cluster, dict(self.ends), dict(self.stored), names)
 
     def emit(self, messages: Sequence[Performance]) -> None:
         self.emitted += messages
@@ -625,6 +627,16 @@ def test_the_fate_of_a_label_does_not_depend_on_what_it_is_joined_with(world: Wo
     assert seen == {"joined": 10, "corrected": 4, "duplicate": 2, "unmatched": 5, "found_later": 0}
     for i, fate in enumerate(FATES):
         assert day_of(world, START + i * DAY) == fate.day, fate.name
+
+
+def test_what_is_not_joined_yet_is_told_as_lag(world: World) -> None:
+    evaluator = world.evaluator()
+    world.ends["labels", 0], world.stored["labels", 0] = 7, 4
+    evaluator.step()
+    labels = {"process": "evaluator", "topic": "driftline.labels"}
+    for partition, lag in (("0", 3), ("1", 0)):
+        series = {**labels, "partition": partition}
+        assert REGISTRY.get_sample_value("driftline_consumer_lag_messages", series) == lag
 
 
 def counted() -> dict[str, float]:

@@ -80,20 +80,33 @@ def test_partitions_of_which_nothing_is_known_count_as_unread() -> None:
     assert len(rig.ended) == 1
 
 
+def lag(topic: str) -> float | None:
+    labels = {"process": "dispatcher", "topic": topic, "partition": "0"}
+    return REGISTRY.get_sample_value("driftline_consumer_lag_messages", labels)
+
+
 def test_ends_are_the_brokers_word_and_a_broker_that_is_away_is_no_work(kafka: str) -> None:
     topic = f"ends{uuid.uuid4().hex[:8]}"
     admin = AdminClient({"bootstrap.servers": kafka})
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(10)
-    ends = Ends(KafkaSettings(kafka))
+    ends = Ends("dispatcher", KafkaSettings(kafka))
     assert ends({(topic, 0): 0}) is None
     producer = Producer({"bootstrap.servers": kafka})
     for _ in range(3):
         producer.produce(topic, b"x", partition=0)
     assert producer.flush(10) == 0
     assert ends({(topic, 0): 2}) == f"{topic}/0 is at 2 of 3"
+    assert lag(topic) == 1
     assert ends({(topic, 0): 3}) is None
+    assert lag(topic) == 0
+    assert ends({(topic, 0): -1}) == f"{topic}/0 is at 0 of 3"
+    assert lag(topic) is None, "its position is not known"
+    ends({(topic, 0): 0})
+    assert lag(topic) == 3
+    ends({})
+    assert lag(topic) is None, "it is another's"
     ends.close()
-    away = Ends(KafkaSettings("127.0.0.1:1"))
+    away = Ends("dispatcher", KafkaSettings("127.0.0.1:1"))
     assert away({(topic, 0): 0}) is None
     away.close()
 

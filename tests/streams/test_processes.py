@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -42,9 +43,11 @@ def _fails(times: int, error: Exception, spend: Callable[[], None] = lambda: Non
 
 
 def test_a_process_waits_with_backoff_for_what_is_away_and_goes_on() -> None:
-    stop = NeverWaits()
-    run_patiently(_fails(7, TransientError("no broker")), Settings(), stop, clock=lambda: 0.0)
+    stop, failed = NeverWaits(), itertools.count()
+    run = _fails(7, TransientError("no broker"))
+    run_patiently(run, Settings(), stop, clock=lambda: 0.0, failed=lambda: next(failed))
     assert stop.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert next(failed) == 7
 
 
 def test_it_says_what_it_waits_for_once_a_minute() -> None:

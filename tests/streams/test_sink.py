@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from monitor import metrics, store, wire
@@ -372,9 +373,37 @@ class Buried:
     flush = poll
 
 
+def told(name: str) -> float:
+    return REGISTRY.get_sample_value(f"driftline_{name}") or 0.0
+
+
+def test_how_late_a_window_is_stored_is_told_of_those_that_closed() -> None:
+    before = told("window_delay_seconds_count"), told("window_delay_seconds_sum")
+    storing = sink_of(Buried(), clock=lambda: 100.0)
+    for start_ms, contribution in ((60_000, ""), (80_000, ""), (90_000, "late")):
+        window = wire.Window("m", "1", "", 10_000, start_ms, contribution, 1, "b", 0, b"")
+        intake = Intake(TOPICS, lambda _model, _bins: None)
+        intake._window_rows = lambda _: []  # type: ignore[method-assign]  # its binning is not the point
+        storing._parcels.append(intake.read(message(wire.encode(window), topic=TOPICS.windows)))
+    storing._tell_delays()
+    after = told("window_delay_seconds_count"), told("window_delay_seconds_sum")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [2, 30 + 10]
+    assert told("newest_window_end_timestamp_seconds") == 90
+    storing._parcels = storing._parcels[:1]
+    storing._tell_delays()
+    assert told("newest_window_end_timestamp_seconds") == 90, "an older one is not newer"
+
+
 def test_a_flood_of_bad_labels_sends_letters_up_to_the_cap() -> None:
     buried = Buried()
-    burying = sink.Sink(
+    burying = sink_of(buried)
+    burying._parcels = [*(read(b"not json") for _ in range(20)), read(label(ts="never"))]
+    burying._bury()
+    assert Counter(buried.reasons) == {b"not_json": 5, b"bad_timestamp": 1}
+
+
+def sink_of(buried: Buried, clock: Callable[[], float] = lambda: 0.0) -> sink.Sink:
+    return sink.Sink(
         cast("Consumer", None),
         cast("Producer", buried),
         cast("Store", None),
@@ -384,10 +413,8 @@ def test_a_flood_of_bad_labels_sends_letters_up_to_the_cap() -> None:
         batch_rows=100,
         batch_wait_s=1.0,
         rng=np.random.default_rng(1),
+        clock=clock,
     )
-    burying._parcels = [*(read(b"not json") for _ in range(20)), read(label(ts="never"))]
-    burying._bury()
-    assert Counter(buried.reasons) == {b"not_json": 5, b"bad_timestamp": 1}
 
 
 def test_all_topics_reach_clickhouse_bad_messages_the_dead_letters_and_an_outage_loses_nothing(
