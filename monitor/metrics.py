@@ -237,8 +237,11 @@ SINK_ROWS: Final = _counter("sink_rows_total", "Rows that ClickHouse took.", "ta
 SINK_INSERTS: Final = _counter(
     "sink_inserts_total", "Inserts that ClickHouse took.", "table", TABLES
 )
-SINK_ERRORS: Final = _counter(
-    "sink_errors_total", "Inserts that failed and will be repeated.", "table", TABLES
+SINK_REFUSED: Final = _counter(
+    "sink_refused_total",
+    "Messages whose rows ClickHouse refused: they are among the dead letters.",
+    "table",
+    TABLES,
 )
 SINK_INSERT_SECONDS: Final = _histogram(
     "sink_insert_duration_seconds", "Duration of an insert, taken or not.", _SECONDS, "table"

@@ -90,7 +90,7 @@ def insert_token(name: TableName, parcels: Iterable[Parcel]) -> str:
 
 def count_refused(name: TableName) -> None:
     """Note that a message was refused."""
-    metrics.SINK_ERRORS.labels(name).inc()
+    metrics.SINK_REFUSED.labels(name).inc()
 
 
 class KnownLayouts:

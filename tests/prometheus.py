@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
+import monitor.metrics  # noqa: F401 - declares what the registry holds
 from streams.embedded.supervisor import LOOPBACK, free_port
 from tests.alerting.managers import wait_for
 
@@ -64,6 +66,14 @@ def ask(address: str, path: str, **parameters: str) -> Any:
     answer = httpx.get(f"{address}/api/v1/{path}", params=parameters, trust_env=False).json()
     assert answer["status"] == "success", answer
     return answer["data"]
+
+
+def exported() -> set[str]:
+    """Every name that our registry knows: families, and the series of histograms and counters."""
+    ends = ("", "_total", "_bucket", "_sum", "_count")
+    families = [family.name for family in REGISTRY.collect()]
+    known = {sample.name for family in REGISTRY.collect() for sample in family.samples}
+    return known | {f"{name}{end}" for name in families for end in ends if end != "_total"}
 
 
 def _ready(at: str) -> bool:

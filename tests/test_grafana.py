@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
 
 import monitor.metrics  # noqa: F401 - declares what the registry holds
 from monitor import store
@@ -23,6 +22,7 @@ from monitor.store import Store
 from monitor.tables import SCHEMAS, Row, to_table
 from monitor.versions import OTHER_VERSION
 from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
+from tests.prometheus import exported
 
 GRAFANA: Final = Path(__file__).parent.parent / "grafana"
 DASHBOARDS: Final = sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -298,35 +298,10 @@ def promql_metrics(text: str) -> set[str]:
     return set(re.findall(r"\bdriftline_\w+", text))
 
 
-def exported() -> set[str]:
-    return {sample.name for family in REGISTRY.collect() for sample in family.samples} | {
-        family.name for family in REGISTRY.collect()
-    }
-
-
 @pytest.mark.parametrize("query", PROMQL)
 def test_every_metric_of_a_panel_is_exported(query: str) -> None:
     assert promql_metrics(query)
     assert promql_metrics(query) <= exported()
-
-
-def test_every_metric_of_an_alert_is_exported_and_every_alert_says_what_is_wrong() -> None:
-    document = yaml.safe_load((GRAFANA / "prometheus" / "rules.yml").read_text())
-    rules = [rule for group in document["groups"] for rule in group["rules"]]
-    assert len({rule["alert"] for rule in rules}) == len(rules) > 3
-    for rule in rules:
-        assert promql_metrics(rule["expr"]) <= exported(), rule["alert"]
-        assert rule["annotations"]["summary"]
-        assert rule["labels"]["severity"] in {"critical", "warning"}
-
-
-def test_rates_are_taken_of_counters_only() -> None:
-    texts = [str(p.values[0]) for p in PROMQL] + [
-        (GRAFANA / "prometheus" / "rules.yml").read_text()
-    ]
-    counted = set(re.findall(r"(?:rate|increase)\((driftline_\w+)", "".join(texts)))
-    assert counted
-    assert all(name.endswith("_total") for name in counted)
 
 
 def test_the_data_sources_are_those_that_the_dashboards_want() -> None:

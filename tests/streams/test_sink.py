@@ -377,14 +377,15 @@ def told(name: str) -> float:
     return REGISTRY.get_sample_value(f"driftline_{name}") or 0.0
 
 
-def test_how_late_a_window_is_stored_is_told_of_those_that_closed() -> None:
+def test_how_late_a_window_is_stored_is_told_of_those_that_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Intake, "_window_rows", lambda *_: [])
     before = told("window_delay_seconds_count"), told("window_delay_seconds_sum")
     storing = sink_of(Buried(), clock=lambda: 100.0)
     for start_ms, contribution in ((60_000, ""), (80_000, ""), (90_000, "late")):
         window = wire.Window("m", "1", "", 10_000, start_ms, contribution, 1, "b", 0, b"")
-        intake = Intake(TOPICS, lambda _model, _bins: None)
-        intake._window_rows = lambda _: []  # type: ignore[method-assign]  # its binning is not the point
-        storing._parcels.append(intake.read(message(wire.encode(window), topic=TOPICS.windows)))
+        storing._parcels.append(read(wire.encode(window), topic=TOPICS.windows))
     storing._tell_delays()
     after = told("window_delay_seconds_count"), told("window_delay_seconds_sum")
     assert [now - then for now, then in zip(after, before, strict=True)] == [2, 30 + 10]

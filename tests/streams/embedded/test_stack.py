@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -10,20 +11,27 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
+import yaml
 from confluent_kafka import Producer
 
-from monitor import store
+from monitor import metrics, store
 from monitor.errors import ConfigError, DriftlineError, TransientError
 from monitor.settings import ClickHouseSettings, KafkaSettings, MetricsSettings, Settings
 from streams import clients, topics, wiring
 from streams.embedded.stack import Stack, embedded_stack
 from streams.embedded.supervisor import LOOPBACK, free_port
+from tests.alerting.managers import alertmanager, needs_alertmanager, receiver, wait_for
+from tests.prometheus import ask, needs_prometheus, prometheus
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(120)]
 EVENTS = 50
+GRAFANA: Final = Path(__file__).parents[3] / "grafana"
+DEPLOYED: Final = GRAFANA / "prometheus"
+DASHBOARDS: Final = sorted((GRAFANA / "dashboards").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +110,71 @@ def _ledger(stack: Stack) -> dict[str, int]:
     return total
 
 
+def of_each_process(address: str, query: str) -> dict[str, float]:
+    """What a query answers, by process."""
+    found = ask(address, "query", query=query)["result"]
+    return {each["metric"]["process"]: float(each["value"][1]) for each in found}
+
+
+@needs_alertmanager
+@needs_prometheus
+def test_prometheus_scrapes_every_process_and_tells_alertmanager_of_one_that_is_killed(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """With the files that are deployed: other addresses, every second, and no `for`."""
+    document = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
+    document["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (job,) = document["scrape_configs"]
+    for target in job["static_configs"]:
+        port = stack.metrics_ports[target["labels"]["process"]]
+        target["targets"] = [f"{LOOPBACK}:{port}"]
+    rules = (DEPLOYED / "rules.yml").read_text()
+    (tmp_path / "rules.yml").write_text(re.sub(r"\bfor: \w+", "for: 0s", rules))
+    (tmp_path / "alertmanagers").mkdir()
+
+    def killed(told: list[dict[str, Any]]) -> list[tuple[str, str]]:
+        alerts = [alert for group in told for alert in group["alerts"]]
+        down = [a for a in alerts if a["labels"]["alertname"] == "DriftlineProcessDown"]
+        return [(a["status"], a["annotations"]["summary"]) for a in down]
+
+    with receiver() as (tells, told), alertmanager(tmp_path / "am", tells) as manager:
+        host, _, prefix = manager.removeprefix("http://").partition("/")
+        document["alerting"]["alertmanagers"][0]["path_prefix"] = f"/{prefix}"
+        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(document))
+        (tmp_path / "alertmanagers" / "ours.yml").write_text(json.dumps([{"targets": [host]}]))
+        with prometheus(tmp_path / "prometheus.yml") as address:
+            everyone = dict.fromkeys(stack.metrics_ports, 1.0)
+            wait_for(lambda: of_each_process(address, "up") == everyone, lambda: told)
+            lagging = {"profiler", "detector", "sink", "evaluator", "dispatcher"}
+            lag = "sum by (process) (driftline_consumer_lag_messages)"
+            wait_for(
+                lambda: of_each_process(address, lag).keys() == lagging,
+                lambda: of_each_process(address, lag),
+            )
+            own = 'count by (process) ({__name__=~"driftline_.+", partition=""})'
+            assert max(of_each_process(address, own).values()) <= metrics.SERIES
+            for path in DASHBOARDS:
+                for query in re.findall(r'"expr": "((?:[^"\\]|\\.)*)"', path.read_text()):
+                    ask(
+                        address,
+                        "query",
+                        query=json.loads(f'"{query}"').replace("$__rate_interval", "1m"),
+                    )
+            groups = ask(address, "rules")["groups"]
+            found = [(rule["name"], rule["health"]) for g in groups for rule in g["rules"]]
+            assert {health for _, health in found} == {"ok"}
+            assert len(found) == len(re.findall(r"- (?:alert|record):", rules))
+            os.kill(stack.supervisor.pid("dispatcher"), signal.SIGKILL)  # nobody polls: it stays so
+            gone = "dispatcher does not answer"
+            wait_for(lambda: killed(told) == [("firing", gone)], lambda: told)
+            deadline = time.monotonic() + 30
+            while of_each_process(address, "up") != everyone:
+                assert time.monotonic() < deadline
+                stack.poll()
+                time.sleep(0.2)
+            wait_for(lambda: killed(told)[-1] == ("resolved", gone), lambda: told)
+
+
 def test_a_directory_has_one_stack(stack: Stack) -> None:
     with (
         pytest.raises(ConfigError, match="in use by another driftline"),
@@ -149,11 +222,11 @@ def test_a_broker_that_is_given_and_away_is_said(tmp_path: Path) -> None:
 
 
 def test_a_process_that_refuses_its_settings_stops_everything_with_its_line(tmp_path: Path) -> None:
-    metrics = MetricsSettings(host="192.0.2.1")  # of no machine
+    nowhere = MetricsSettings(host="192.0.2.1")  # of no machine
     with (
         pytest.raises(ConfigError, match=r"^api: driftline: metrics\.port"),
         embedded_stack(
-            Settings(metrics=metrics), data_dir=tmp_path, fresh=True, processes=("api",)
+            Settings(metrics=nowhere), data_dir=tmp_path, fresh=True, processes=("api",)
         ) as stack,
     ):
         stack.wait()
