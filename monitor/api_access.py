@@ -109,14 +109,17 @@ class Access:
         if not secret:
             return Unknown(401, "give a key in the header X-API-Key, or a token as a bearer")
         key = find(self._keys, secret)
-        if key is not None and key.is_over(self._clock_ms()):
+        if key is None:
+            return await self._of_token(bearer)
+        if key.is_over(self._clock_ms()):
             return Unknown(401, f"the key {key.name} is over")
-        if key is not None:
-            return Caller(key.name, key.scopes)
-        if self._issuer is None or not bearer:
+        return Caller(key.name, key.scopes)
+
+    async def _of_token(self, token: str) -> Caller | Unknown:
+        if self._issuer is None or not token:
             return Unknown(401, "there is no such key")
         try:
-            return await self._issuer.caller(bearer)
+            return await self._issuer.caller(token)
         except TokenError as err:
             return Unknown(401, str(err))
         except TransientError as err:

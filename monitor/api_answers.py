@@ -29,7 +29,7 @@ _JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/{name}"
 _HEADERS: Final = {
     # Pages are self-contained: nothing comes from elsewhere, nothing goes elsewhere, nobody frames them.
-    "content-security-policy": "default-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -61,21 +61,14 @@ class Data(msgspec.Struct, Generic[T], frozen=True):
     data: T
 
 
-class Wrong(msgspec.Struct, frozen=True):
-    """Where a request is wrong, and how."""
-
-    where: str
-    what: str
-
-
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What went wrong, per RFC 9457; some have more members."""
+    """What went wrong, per RFC 9457; ``errors`` one by one, of a parameter or a row."""
 
     title: str
     status: int
     detail: str
     type: str = "about:blank"
-    errors: list[Wrong] = []
+    errors: list[dict[str, Any]] = []
 
 
 TimeMs = Annotated[int, Query(ge=0, le=FOREVER_MS)]
@@ -98,23 +91,25 @@ class Span(NamedTuple):
         page_size: int,
         *about: Any,
         at: str = "start_ms",
+        shown: Callable[[list[Any]], list[Any]] | None = None,
         **scope: Any,
     ) -> Response:
-        """The page of what ``ask`` finds of them, which comes newest first by ``at``; the other arguments are its own."""
+        """The page of what ``ask`` finds of them, which comes newest first by ``at``; the other arguments are its own. ``shown`` are the items of the rows."""
         most = most_of(self.limit, page_size)
         times = {"from_ms": self.from_ms, "to_ms": self.to_ms}
         rows = ask(*about, **scope, **times, skip=self.skip, limit=most + 1)
-        response = page(rows, most)
-        if len(rows) > most:
-            response.headers["Link"] = self._next([getattr(row, at) for row in rows[:most]])
+        truncated, rows = len(rows) > most, rows[:most]
+        response = json(Page(rows if shown is None else shown(rows), truncated))
+        if truncated:
+            response.headers["Link"] = self._next([getattr(row, at) for row in rows])
         return response
 
     def _next(self, times_ms: Sequence[int]) -> str:
         """The rest begins at the last time that was shown, of which some rows were."""
         last_ms = times_ms[-1]
-        shown = sum(at_ms == last_ms for at_ms in times_ms)
+        same = sum(at_ms == last_ms for at_ms in times_ms)
         before = self.skip if last_ms + 1 == self.to_ms else 0
-        query = dict(self.request.query_params) | {"to_ms": last_ms + 1, "skip": before + shown}
+        query = dict(self.request.query_params) | {"to_ms": last_ms + 1, "skip": before + same}
         return f'<?{urlencode(query)}>; rel="next"'
 
 
@@ -205,7 +200,7 @@ def _guard(operation: dict[str, Any], scope: str) -> None:
     operation["security"] = [{"key": []}, {"bearer": []}]
     operation["x-scope"] = scope
     refusal = {PROBLEM: {"schema": {"$ref": _REF.format(name=Problem.__name__)}}}
-    for status in (401, 403):
+    for status in (401, 403, 429, 503):
         told = {"description": _WORDS[status], "content": refusal}
         operation["responses"].setdefault(str(status), told)
 

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
+from monitor.api_answers import answers, json
 from monitor.api_orders import Desk, body_of, broker_in_http, media_type_of, same_site_check
 from monitor.errors import InvalidEventError
 from monitor.events import Aliases
-from monitor.labels import Receipt, Rows, csv_rows, json_rows, sift
+from monitor.labels import Receipt, RefusedRow, Rows, csv_rows, json_rows, sift
 from monitor.store import Store
 
 MAX_BODY: Final = 1 << 20  # as a message: some 10,000 labels, which a broker takes in a moment
@@ -37,6 +38,16 @@ _SCHEMA: Final = {
 }  # fmt: skip
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """What ``Receipt.to_dict`` says, for OpenAPI."""
+
+    accepted: int
+    refused: int
+    reasons: dict[str, int]
+    errors: list[RefusedRow]
+    truncated: bool
+
+
 class NoLabelError(HTTPException):
     """422: nothing of a body was accepted; ``more`` says why, row by row."""
 
@@ -51,8 +62,8 @@ def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
 
     @router.post(
         "",
-        status_code=202,
         openapi_extra={"requestBody": {"required": True, "content": _SCHEMA}},
+        **answers(Taken, 413, 415, status=202),
     )
     def take_labels(
         request: Request, body: Annotated[bytes, Depends(body_of(_JSON, _CSV, most=MAX_BODY))]
@@ -73,7 +84,7 @@ def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
         with broker_in_http("no label is sure to be taken, send the same again"):
             desk.take(labels)
         receipt.accepted = len(labels)
-        return Response(msgspec.json.encode(receipt.to_dict()), 202, media_type="application/json")
+        return json(receipt.to_dict(), 202)
 
     return router
 

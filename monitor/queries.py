@@ -24,7 +24,9 @@ _TIME: Final = (
 _WHERE: Final = (
     f"model = {{model:String}} AND {_ANY_VERSION} AND {_ANY_SEGMENT} AND {_ANY_SIZE} AND {_TIME}"
 )
-_NEWEST: Final = "ORDER BY start_ms DESC, version, segment, size_ms LIMIT {limit:UInt32} OFFSET {skip:UInt32}"
+_NEWEST: Final = (
+    "ORDER BY start_ms DESC, version, segment, size_ms LIMIT {limit:UInt32} OFFSET {skip:UInt32}"
+)
 _START: Final = "toUnixTimestamp64Milli(start) AS start_ms"
 
 MODELS: Final = """

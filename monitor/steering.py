@@ -62,7 +62,7 @@ def actions_of(
     incidents: Iterable[Incident], allowed: ActionsSpec, deliveries: Iterable[Delivery]
 ) -> Iterator[ActionRow]:
     """The actions of a model's incidents, in the order of these. ``deliveries`` come newest first."""
-    ended = {}
+    ended: dict[tuple[str, str], Delivery] = {}
     for delivery in deliveries:
         ended.setdefault((delivery.incident_id, delivery.action), delivery)
     for incident in incidents:

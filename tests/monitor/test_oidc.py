@@ -94,6 +94,7 @@ async def test_each_algorithm_of_the_list_is_taken(
 
 def _forged(issuer: Issuer, algorithm: str) -> str:
     """What an attacker makes of a good token's claims and the public key, by hand: libraries refuse to."""
+
     def part(value: object) -> bytes:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
 

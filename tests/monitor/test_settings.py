@@ -93,7 +93,11 @@ def test_kubernetes_service_links_are_not_taken_for_settings(
         ("DRIFTLINE_API__PUBLIC_URL", "https://h/?hunter2", "expected http(s)://HOST"),
         ("DRIFTLINE_API__PUBLIC_URL", "https://h/a|b>", "expected http(s)://HOST"),
         ("DRIFTLINE_API__PUBLIC_URL", "javascript:x", "expected http(s)://HOST"),
-        ("DRIFTLINE_API__KEYS", "ci read hunter2", "api.keys (DRIFTLINE_API__KEYS): line 1: a key is"),
+        (
+            "DRIFTLINE_API__KEYS",
+            "ci read hunter2",
+            "api.keys (DRIFTLINE_API__KEYS): line 1: a key is",
+        ),
         ("DRIFTLINE_API__OIDC_ISSUER", "http://id.example", "api.oidc_issuer"),
         ("DRIFTLINE_API__OIDC_ISSUER", "https://me:hunter2@id.example", "expected https://HOST"),
         ("DRIFTLINE_API__OIDC_ISSUER", "https://id.example", "needs oidc_audience and oidc_roles"),
