@@ -7,6 +7,7 @@
 - Where there are keys or an issuer of tokens, all but /healthz, /readyz, the page's own files, those of /docs and what a signed link leads to
   (``monitor.api_approvals``) needs a scope (``monitor.api_access``). Where there are none the API listens on loopback only, and answers to loopback's
   names and that of ``api.public_url`` only: a web page that has its own name resolve to 127.0.0.1 gets nothing.
+- The same question within a second has the same answer (``monitor.recent``).
 - No answer says that another site may read it (CORS), and no body is taken from another site's page.
 """
 
@@ -62,6 +63,7 @@ from monitor.labels import Take
 from monitor.ledger import Ledger
 from monitor.observed import Observed
 from monitor.orders import Give
+from monitor.recent import Recent, reader
 from monitor.settings import ApiSettings, Settings
 from monitor.spec import ActionsSpec, ModelSpec
 from monitor.spending import Spending
@@ -122,8 +124,9 @@ def create_app(
     if desk is not None and desk.secret:
         app.include_router(api_approvals.approval_routes(store, desk, settings.public_url))
     reads, writes = [Depends(Needs("read"))], [Depends(Needs("write"))]
-    app.include_router(_model_routes(store, settings.page_size), dependencies=reads)
-    others = _other_routes(app, store, observed or Observed(store), settings)
+    read = reader(store, Recent())
+    app.include_router(_model_routes(read, settings.page_size), dependencies=reads)
+    others = _other_routes(app, read, observed or Observed(store), settings)
     app.include_router(others, dependencies=reads)
     app.include_router(api_orders.order_routes(store, desk, settings.public_url))
     labels = api_labels.label_routes(store, desk, settings.public_url)
@@ -252,7 +255,7 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.feature, page_size, model, feature, **scope)
 
-    @router.get("/{model:path}/features/{feature}", **answers(Distribution, 404))
+    @router.get("/{model:path}/features/{feature}", **answers(Distribution))
     def distribution(
         model: str,
         feature: str,
@@ -289,7 +292,7 @@ def _add_steering(router: APIRouter, store: Store, page_size: int) -> None:
         most = most_of(limit, page_size)
         return page(store.references(model, limit=most + 1, skip=skip), most)
 
-    @router.get("/{model:path}/references/{bins_id}", **answers(Page[ReferenceFeature], 404))
+    @router.get("/{model:path}/references/{bins_id}", **answers(Page[ReferenceFeature]))
     def reference(model: str, bins_id: str) -> Response:
         """A reference: bins and counts of each field."""
         rows = store.reference(model, bins_id)
@@ -304,7 +307,7 @@ def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
         most = most_of(limit, page_size)
         return page(store.versions(model, limit=most + 1), most)
 
-    @router.get("/{model:path}/versions/{version:path}/gate", **answers(Data[Gate], 409))
+    @router.get("/{model:path}/versions/{version:path}/gate", **answers(Data[Gate], also=409))
     def gate(
         model: str,
         version: str,
@@ -333,11 +336,11 @@ def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
         told = gates.gate(version, seen, firing, least=least, compared=compared, proven=proven)
         return json(Data(told), 200 if told.ok or not strict else 409)
 
-    @router.get("/{model:path}/budget", **answers(Spending, 404))
+    @router.get("/{model:path}/budget", **answers(Spending))
     def budget(model: str) -> Response:
         return found(next(iter(store.spending(model)), None), "no such model")
 
-    @router.get("/{model:path}", **answers(ModelRow, 404))
+    @router.get("/{model:path}", **answers(ModelRow))
     def one_model(model: str) -> Response:
         known = {row.model: row for row in store.models()}
         return found(known.get(model), "no such model")
@@ -365,7 +368,7 @@ def _other_routes(
         """Incidents by when they opened."""
         return span.page(store.incidents, page_size, model, state=state, at="opened_ms")
 
-    @router.get("/api/v1/incidents/{incident_id}", **answers(Incident, 404))
+    @router.get("/api/v1/incidents/{incident_id}", **answers(Incident))
     def incident(incident_id: str) -> Response:
         return found(store.incident(incident_id), "no such incident")
 
@@ -479,6 +482,9 @@ def _listen(api: ApiSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it. asyncio sets it on sockets that say they are TCP, and this one does not: an answer's body would wait 40 ms for the
+    # acknowledgement of its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((api.host, api.port))
     except OSError as err:

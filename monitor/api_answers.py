@@ -45,7 +45,7 @@ _WORDS: Final = {
     429: "Too many requests; Retry-After says when.",
     503: "The database, the broker or the issuer of tokens does not answer.",
 }
-_ANY: Final = (422, 429, 503)
+_ANY: Final = (404, 422, 429, 503)
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
@@ -155,14 +155,18 @@ def problem(status: int, detail: str, **more: object) -> Response:
     return json(body, status, PROBLEM)
 
 
-def answers(kind: Any, *problems: int, status: int = 200, **more: Any) -> dict[str, Any]:
-    """What a route says of itself in OpenAPI: the type of its answer, and which problems there are beside the usual."""
+def answers(
+    kind: Any, *problems: int, status: int = 200, also: int | None = None
+) -> dict[str, Any]:
+    """What a route says of itself in OpenAPI: the type of its answer, which problems there are beside the usual, and another status of such an answer."""
     told: dict[int | str, dict[str, Any]] = {
         code: {"description": _WORDS[code], "content": {PROBLEM: {"schema": _schema(Problem)}}}
         for code in sorted({*_ANY, *problems})
     }
-    told[status] = {"description": "It is so.", "content": {_JSON: {"schema": _schema(kind)}}}
-    return {"status_code": status, "responses": told, **more}
+    for code, words in ((status, "It is so."), (also, "It is not so.")):
+        if code is not None:
+            told[code] = {"description": words, "content": {_JSON: {"schema": _schema(kind)}}}
+    return {"status_code": status, "responses": told}
 
 
 def _schema(kind: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _LABEL: Final = {
 }  # fmt: skip
 _SCHEMA: Final = {
     _JSON: {"schema": {"oneOf": [_LABEL, {"type": "array", "items": _LABEL}]}},
-    _CSV: {"schema": {"type": "string", "description": "The same fields as columns, after a header row."}},
+    _CSV: {"schema": {"description": "The same fields as columns, after a header row."}},
 }  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def _add_order(router: APIRouter, store: Store, desk: Desk | None, kind: Kind) -
         name=kind,
         dependencies=[Depends(needs)],
         openapi_extra={"requestBody": {"required": True, "content": schema}},
-        **answers(Command, 404, 409, 413, 415, status=202),
+        **answers(Command, 409, 413, 415, status=202),
     )
     def give_order(
         request: Request,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from typing import TypeAlias
 
 import httpx
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from monitor import api, store
@@ -25,6 +23,7 @@ from monitor.settings import ApiSettings, ApprovalSettings, ClickHouseSettings, 
 from monitor.store import Store
 from monitor.wire import Command
 from streams.embedded.supervisor import LOOPBACK, free_port
+from tests.monitor.serving import served
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, endpoint, fill
 
 DAYS = 30
@@ -58,13 +57,7 @@ def serve() -> Iterator[Serve]:
             link: Store, settings: ApiSettings | None = None, desk: Desk | None = None
         ) -> httpx.Client:
             app = api.create_app(link, settings or ApiSettings(), desk=desk)
-            listener = opened.enter_context(socket.create_server((LOOPBACK, 0)))
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-            thread = threading.Thread(target=server.run, args=([listener],))
-            thread.start()
-            opened.callback(thread.join)
-            opened.callback(setattr, server, "should_exit", True)
-            address = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+            address = opened.enter_context(served(app))
             return opened.enter_context(httpx.Client(base_url=address, trust_env=False))
 
         yield start

@@ -220,7 +220,11 @@ def test_the_name_of_the_key_stands_beside_who_asks_or_for_nobody(world: World) 
     for body in ({"author": "ada"}, {"author": "a" * 128}, {"comment": "by a program"}):
         sent = client.post(f"{AT}/acknowledge", json=body, headers={"X-API-Key": secret})
         assert sent.status_code == 202, sent.text
-    assert [order.author for order in world.asked] == ["ada (by ops)", "a" * 128 + " (by ops)", "ops"]
+    assert [order.author for order in world.asked] == [
+        "ada (by ops)",
+        "a" * 128 + " (by ops)",
+        "ops",
+    ]
 
 
 def test_a_body_is_bounded_even_if_its_length_is_not_said(world: World) -> None:

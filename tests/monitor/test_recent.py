@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import pytest
+
+from monitor.recent import FRESH_S, MAX_KEPT, Recent, reader
+from monitor.store import Store
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Counting:
+    """A store that counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fails = False
+
+    def windows(self, model: str, *, limit: int = 5) -> list[str]:
+        self.asked.append(f"{model}/{limit}")
+        if self.fails:
+            raise OSError("away")
+        return [f"{model} {len(self.asked)}"]
+
+
+def test_the_same_question_is_asked_once_a_second_and_another_at_once() -> None:
+    clock, counting = Clock(), Counting()
+    store = reader(cast("Store", counting), Recent(clock))
+    first = store.windows("a", limit=1)
+    assert store.windows("a", limit=1) is first
+    assert store.windows("a", limit=2) is not first
+    assert store.windows("b", limit=1) is not first
+    clock.now_s += FRESH_S - 0.01
+    assert store.windows("a", limit=1) is first
+    clock.now_s += 0.01
+    assert store.windows("a", limit=1) is not first
+    assert counting.asked == ["a/1", "a/2", "b/1", "a/1"]
+
+
+def test_whoever_asks_meanwhile_waits_for_the_one_look() -> None:
+    recent, gate, looks = Recent(Clock()), threading.Event(), 0
+
+    def look() -> int:
+        nonlocal looks
+        looks += 1
+        assert gate.wait(10)
+        return looks
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = [threads.submit(recent.get, "key", look) for _ in range(8)]
+        assert recent.get("another", lambda: "not held up") == "not held up"
+        gate.set()
+        assert {answer.result() for answer in answers} == {1}
+
+
+def test_a_failure_is_not_kept() -> None:
+    counting = Counting()
+    store = reader(cast("Store", counting), Recent(Clock()))
+    counting.fails = True
+    with pytest.raises(OSError, match="away"):
+        store.windows("a")
+    counting.fails = False
+    assert store.windows("a") == ["a 2"]
+
+
+def test_what_is_kept_is_bounded_and_goes_when_it_is_old() -> None:
+    clock = Clock()
+    recent = Recent(clock)
+    kept = recent._looks
+    for i in range(MAX_KEPT + 10):
+        recent.get(i, lambda: "x")
+    assert len(kept) == MAX_KEPT
+    clock.now_s += FRESH_S
+    recent.get("new", lambda: "x")
+    assert list(kept) == ["new"]
