@@ -282,7 +282,7 @@ def _add_steering(router: APIRouter, store: Store, page_size: int) -> None:
         def acted(found: list[Incident]) -> list[ActionRow]:
             spec = next((row.spec for row in store.models() if row.model == model), {})
             allowed = ActionsSpec.model_validate(spec.get("actions", {}))
-            return list(actions_of(found, allowed, store.acted_on([row.id for row in found])))
+            return list(actions_of(found, allowed, store.acted_on(tuple(row.id for row in found))))
 
         return span.page(store.incidents, page_size, model, at="opened_ms", shown=acted)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Final, get_args
+from typing import Annotated, Any, Final, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -60,7 +60,11 @@ class OrderBody(BaseModel):
     )
     comment: str = Field(default="", description="Why; it stands in the timeline.")
     lasts: str | None = Field(
-        default=None, alias="for", max_length=16, description="How long to be silent: 30m, 2h, 7d."
+        default=None,
+        alias="for",
+        max_length=16,
+        description="How long to be silent: 30m, 2h, 7d.",
+        json_schema_extra={"pattern": "^[0-9]{1,5}(s|m|h|d|w)$"},
     )
     until_ms: int | None = Field(
         default=None, ge=0, le=FOREVER_MS, description="Or until when, in event time."
@@ -79,7 +83,7 @@ def order_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
 
 def _add_order(router: APIRouter, store: Store, desk: Desk | None, kind: Kind) -> None:
     needs = Needs("approve" if kind in ("approve", "reject") else "write")
-    schema = {"application/json": {"schema": OrderBody.model_json_schema()}}
+    schema = {"application/json": {"schema": _schema(kind)}}
 
     @router.post(
         f"/{{incident_id}}/{kind}",
@@ -120,6 +124,16 @@ def _add_order(router: APIRouter, store: Store, desk: Desk | None, kind: Kind) -
             command = msgspec.structs.replace(command, author=signed(asked.author, request))
         given(desk, command)
         return json(command, 202)
+
+
+def _schema(kind: Kind) -> dict[str, Any]:
+    """Of a body: a silence has one of two ends, the others have none."""
+    schema = OrderBody.model_json_schema()
+    ends = ("for", "until_ms")
+    if kind == "silence":
+        return {**schema, "oneOf": [{"required": [end]} for end in ends]}
+    told = {name: rule for name, rule in schema["properties"].items() if name not in ends}
+    return {**schema, "properties": told}
 
 
 @contextmanager

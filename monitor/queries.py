@@ -132,8 +132,8 @@ SELECT bins_id, toUInt32(countIf(NOT startsWith(feature, '$'))) AS features, max
   bins_id = (SELECT bins_id FROM models FINAL WHERE model = {model:String} LIMIT 1) AS current
 FROM bins FINAL WHERE model = {model:String} GROUP BY bins_id ORDER BY revision DESC, bins_id LIMIT {limit:UInt32} OFFSET {skip:UInt32}"""
 REFERENCE: Final = """
-SELECT feature, kind, edges, labels, counts, missing, nan, pos_inf, neg_inf, wrong_type, mean, variance
-FROM bins FINAL WHERE model = {model:String} AND bins_id = {bins_id:String} ORDER BY feature"""
+SELECT feature, kind, edges, labels, counts, missing, b.nan AS nan, pos_inf, neg_inf, wrong_type, mean, variance
+FROM bins AS b FINAL WHERE model = {model:String} AND bins_id = {bins_id:String} ORDER BY feature"""
 # The ledger's rows, added up by source partition: ranges first, and the windows find what lies between two. A range that
 # not all profiles partitions have booked may be on its way. Up to `until` all is clean: nothing that comes later changes it.
 # {scope}: which ranges; of each partition its last ones are always among them, and with them all profiles partitions.

@@ -8,7 +8,7 @@ shared by threads.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -478,14 +478,14 @@ class Store:
         scope = {"incident_id": incident_id, **_times(from_ms, to_ms, limit, skip)}
         return self._read(list[Delivery], queries.DELIVERIES, scope)
 
-    def acted_on(self, incident_ids: Collection[str]) -> list[Delivery]:
+    def acted_on(self, incident_ids: tuple[str, ...]) -> list[Delivery]:
         """What became of the actions of these incidents, newest first."""
         return self._read(list[Delivery], queries.ACTED_ON, {"ids": list(incident_ids)})
 
     def references(self, model: str, *, limit: int = 500, skip: int = 0) -> list[ReferenceRow]:
         """The references that a model has had, the last published first."""
         scope = {"model": model, "limit": limit, "skip": skip}
-        return self._read(list[ReferenceRow], queries.REFERENCES, scope)
+        return self._read(list[ReferenceRow], queries.REFERENCES, scope, current=bool)
 
     def reference(self, model: str, bins_id: str) -> list[ReferenceFeature]:
         """What a reference says of each field, by name; nothing if the model never had it."""

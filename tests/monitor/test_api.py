@@ -159,6 +159,52 @@ def test_a_feature_over_time_has_one_row_a_window(client: httpx.Client) -> None:
     assert rows[0]["off_grid"] > 0.5 * EVENTS
 
 
+def test_pages_go_on_inside_one_time_without_a_gap(client: httpx.Client) -> None:
+    """Six verdicts have the same start: pages of four end between them."""
+    for path, whole in (
+        (f"/api/v1/models/{NAME}/verdicts", 6 * DAYS),
+        (f"/api/v1/models/{NAME}/estimates", DAYS),
+        ("/api/v1/incidents", 2),
+        ("/api/v1/deliveries", 1),
+        (f"/api/v1/models/{NAME}/actions", 0),
+    ):
+        rows: list[str] = []
+        page = client.get(path, params={"limit": 4 if whole > 4 else 1})
+        while True:
+            rows += [str(row) for row in page.json()["items"]]
+            assert page.json()["truncated"] == ("next" in page.links)
+            if "next" not in page.links:
+                break
+            page = client.get(page.request.url.join(page.links["next"]["url"]))
+        assert len(rows) == len(set(rows)) == whole, path
+
+
+def test_incidents_and_deliveries_are_of_the_times_that_are_asked_for(
+    client: httpx.Client,
+) -> None:
+    firing = client.get(f"/api/v1/incidents/{FIRING}").json()
+    for path, at_ms in (
+        ("/api/v1/incidents", firing["opened_ms"]),
+        ("/api/v1/deliveries", START + DAYS * DAY),
+    ):
+        span = {"from_ms": at_ms, "to_ms": at_ms + 1}
+        assert len(client.get(path, params=span).json()["items"]) == 1
+        assert client.get(path, params={"from_ms": at_ms + 1}).json()["items"] == []
+
+
+def test_a_model_has_references_with_bins_and_counts(client: httpx.Client) -> None:
+    path = f"/api/v1/models/{NAME}/references"
+    (row,) = client.get(path).json()["items"]
+    (model,) = client.get("/api/v1/models").json()["items"]
+    assert (row["bins_id"], row["current"], row["features"]) == (model["bins_id"], True, 3)
+    fields = {f["feature"]: f for f in client.get(f"{path}/{row['bins_id']}").json()["items"]}
+    assert set(fields) >= {"carrier", "wind_speed", "temp", "$score"}
+    assert sum(fields["carrier"]["counts"]) == 6000
+    assert len(fields["temp"]["counts"]) == len(fields["temp"]["edges"]) + 1
+    assert client.get(f"/api/v1/models/none/references/{row['bins_id']}").status_code == 404
+    assert client.get("/api/v1/models/none/references").json()["items"] == []
+
+
 def test_verdicts_are_filtered_by_statistic_and_status(client: httpx.Client) -> None:
     path = f"/api/v1/models/{NAME}/verdicts"
     psi = client.get(path, params={"statistic": "psi"}).json()["items"]

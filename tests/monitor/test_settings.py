@@ -168,7 +168,8 @@ def test_keys_come_by_file_and_the_single_key_is_one_of_them(
     found = load().api
     single = find(found.known_keys, "hunter2")
     assert single is not None
-    assert (single.name, single.scopes) == ("api.key", {"read", "write", "approve"})
+    assert single.name == "api.key"
+    assert single.scopes == {"read", "write", "approve"}
     assert find(found.known_keys, secret) == key
 
 
