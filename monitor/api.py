@@ -16,7 +16,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -124,9 +125,11 @@ def create_app(
     if desk is not None and desk.secret:
         app.include_router(api_approvals.approval_routes(store, desk, settings.public_url))
     reads, writes = [Depends(Needs("read"))], [Depends(Needs("write"))]
-    read = reader(store, Recent())
+    recent = Recent()
+    read = reader(store, recent)
     app.include_router(_model_routes(read, settings.page_size), dependencies=reads)
-    others = _other_routes(app, read, observed or Observed(store), settings)
+    ledger = partial(_ledger, observed or Observed(store), recent)
+    others = _other_routes(app, read, ledger, settings)
     app.include_router(others, dependencies=reads)
     app.include_router(api_orders.order_routes(store, desk, settings.public_url))
     labels = api_labels.label_routes(store, desk, settings.public_url)
@@ -347,7 +350,7 @@ def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
 
 
 def _other_routes(
-    app: FastAPI, store: Store, observed: Observed, settings: ApiSettings
+    app: FastAPI, store: Store, ledger_of: Callable[[bool], Ledger], settings: ApiSettings
 ) -> APIRouter:
     router, page_size = APIRouter(), settings.page_size
 
@@ -394,14 +397,19 @@ def _other_routes(
             bool, Query(description="All that was sent has arrived: then nothing may be pending.")
         ] = False,
     ) -> Response:
-        """What became of every event, of all models and times: a dead letter has neither. At most ``observed.FRESH_S`` old.
+        """What became of every event, of all models and times: a dead letter has neither. A few seconds old at most.
 
         One row for each partition of predictions, and for each at most ``queries.MAX_HOLES`` holes, the last ones;
         ``total.holes`` counts all. 503 while the database does not answer.
         """
-        return json(observed.ledger(drained=drained))
+        return json(ledger_of(drained))
 
     return router
+
+
+def _ledger(observed: Observed, recent: Recent, drained: bool) -> Ledger:
+    found: Ledger = recent.get(("ledger", drained), lambda: observed.ledger(drained=drained))
+    return found
 
 
 def _scope_of(dependency: object) -> str | None:
