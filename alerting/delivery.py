@@ -35,7 +35,7 @@ import httpx
 
 from alerting.breaker import Sign
 from alerting.requests import Request
-from monitor.errors import ConfigError
+from monitor.tls import trust
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -101,21 +101,6 @@ def resolve_secret(reference: str) -> str:
     if not value:
         raise KeyError(f"{reference} is not set, or cannot be read")
     return value
-
-
-def trust(ca_file: Path | None = None) -> ssl.SSLContext:
-    """TLS that trusts the public authorities, and those of a PEM file beside them.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no certificate.
-    """
-    context = httpx.create_ssl_context(trust_env=False)
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except OSError as err:  # SSLError is one
-            raise ConfigError(f"dispatcher.ca_file: {ca_file} holds no certificates") from err
-    return context
 
 
 class Sender:

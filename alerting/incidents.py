@@ -111,7 +111,8 @@ def command(book: Book, order: Command) -> tuple[Book, tuple[Change, ...]]:
             incident = replace(entry.incident, acknowledged_by=order.author)
             told, transition = replace(entry, incident=incident), "acknowledged"
         case "silence" if order.until_ms is not None and order.until_ms != entry.silenced_until_ms:
-            told = replace(entry, silenced_until_ms=order.until_ms)
+            incident = replace(entry.incident, silenced_until_ms=order.until_ms)
+            told = replace(entry, incident=incident, silenced_until_ms=order.until_ms)
         case "approve" if action not in entry.approved:
             told = replace(entry, approved=(*entry.approved, action))
         case "reject" if action not in entry.rejected:

@@ -1,92 +1,106 @@
 """The HTTP API and the page: views of the store, orders, which are handed to the detector (``monitor.api_orders``), labels (``monitor.api_labels``) and predictions (``monitor.api_events``).
 
 - Errors are ``application/problem+json`` (RFC 9457); they never quote an address, a query or a secret.
-- Answers are bounded by ``api.page_size``: ``{"items": [...], "truncated": bool}``, newest first. The next page is asked
-  for with ``to_ms`` set to the last ``start_ms`` plus one: windows of one start may come twice, none is left out.
-- With a key, everything but /healthz, /readyz, the page's own files and what a signed link leads to
-  (``monitor.api_approvals``) needs it, in the header ``X-API-Key``. Without
-  one the API listens on loopback only, and answers to loopback's names and that of ``api.public_url`` only: a web page
-  that has its own name resolve to 127.0.0.1 gets nothing.
+- Answers are bounded by ``api.page_size``: ``{"items": [...], "truncated": bool}``, newest first. The next page is where the header ``Link``
+  leads: ``to_ms`` is the last time that was shown plus one, and ``skip`` the rows of that time that were: rows that arrive meanwhile may have one
+  come twice, none is left out.
+- Where there are keys or an issuer of tokens, all but /healthz, /readyz, the page's own files, those of /docs and what a signed link leads to
+  (``monitor.api_approvals``) needs a scope (``monitor.api_access``). Where there are none the API listens on loopback only, and answers to loopback's
+  names and that of ``api.public_url`` only: a web page that has its own name resolve to 127.0.0.1 gets nothing.
+- The same question within a second has the same answer (``monitor.recent``).
+- No answer says that another site may read it (CORS), and no body is taken from another site's page.
 """
 
 from __future__ import annotations
 
-import hmac
-import http
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
 import structlog
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Route
+from starlette.types import Receive, Send
+from starlette.types import Scope as Connection
 
-from monitor import api_approvals, api_events, api_labels, api_orders, metrics
+from monitor import api_approvals, api_events, api_labels, api_orders
 from monitor import gate as gates
 from monitor import store as stores
-from monitor.api_orders import RETRY_AFTER_S, Desk, NothingTakenError
+from monitor.api_access import Access, Needs
+from monitor.api_answers import (
+    RETRY_AFTER_S,
+    AnySpan,
+    Around,
+    Data,
+    Limit,
+    Page,
+    Skip,
+    TimeMs,
+    answers,
+    describe,
+    found,
+    json,
+    most_of,
+    page,
+    problem,
+)
+from monitor.api_orders import Desk, NothingTakenError
 from monitor.errors import ConfigError, DriftlineError, TransientError
 from monitor.events import Limits, Post
+from monitor.gate import Gate
 from monitor.labels import LIMITS, Take
+from monitor.ledger import Ledger
 from monitor.observed import Observed
 from monitor.orders import Give
+from monitor.recent import Recent, reader
 from monitor.settings import ApiSettings, Settings
-from monitor.store import Store
+from monitor.spec import ActionsSpec, ModelSpec
+from monitor.spending import Spending
+from monitor.steering import (
+    ActionRow,
+    SilenceRow,
+    actions_of,
+    silence_of_incident,
+    silences_of_spec,
+)
+from monitor.store import (
+    Distribution,
+    EstimateRow,
+    FeatureRow,
+    ModelRow,
+    ReferenceFeature,
+    ReferenceRow,
+    Store,
+    VerdictRow,
+    VersionRow,
+    WindowRow,
+)
 from monitor.tables import FOREVER_MS
 from monitor.verdicts import INPUTS_DIFFER
-from monitor.wire import IncidentState, VerdictStatus
+from monitor.wire import Delivery, Incident, IncidentState, Performance, VerdictStatus
 
 PAGE: Final = Path(__file__).parent / "page"
+DOCS: Final = Path(__file__).parent / "docs"
 _STOP_WITHIN_S: Final = 5
 _MOST_FIRING: Final = 100  # of one model: alerting.book.Rules.max_open is below it
-_HEADERS: Final = {
-    # The page is self-contained: nothing comes from elsewhere, nothing goes elsewhere, nobody frames it.
-    "Content-Security-Policy": "default-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 
 Text = Annotated[str | None, Query(max_length=256)]
 Segment = Annotated[str, Query(max_length=256, description="Empty is the whole model.")]
 AnySegment = Annotated[str | None, Query(max_length=256)]
-Size = Annotated[int | None, Query(gt=0)]
-TimeMs = Annotated[int, Query(ge=0, le=FOREVER_MS)]
-Limit = Annotated[int | None, Query(ge=1, description="At most and by default api.page_size.")]
-
-
-class _Span(NamedTuple):
-    """Rows of which times are wanted, and how many."""
-
-    from_ms: int
-    to_ms: int
-    limit: int | None
-
-    def page(
-        self, ask: Callable[..., list[Any]], page_size: int, *about: str, **scope: Any
-    ) -> Response:
-        """The page of what ``ask`` finds of them; the other arguments are its own."""
-        most = _most(self.limit, page_size)
-        span = {"from_ms": self.from_ms, "to_ms": self.to_ms, "limit": most + 1}
-        return _page(ask(*about, **scope, **span), most)
-
-
-def _span(from_ms: TimeMs = 0, to_ms: TimeMs = FOREVER_MS, limit: Limit = None) -> _Span:
-    return _Span(from_ms, to_ms, limit)
-
-
-Span = Annotated[_Span, Depends(_span)]
-Next: TypeAlias = Callable[[Request], Awaitable[Response]]
+Size = Annotated[int | None, Query(gt=0, le=FOREVER_MS)]
+OneSize = Annotated[int, Query(gt=0, le=FOREVER_MS)]
 
 
 def create_app(
@@ -101,25 +115,28 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid_problem)
     app.add_exception_handler(DriftlineError, _our_problem)
     app.add_exception_handler(Exception, _defect)
-    app.middleware("http")(_around)
-    if not settings.key.get_secret_value():
+    app.add_middleware(Access, settings=settings, clock_ms=_now_ms)
+    app.add_middleware(Around)
+    if not settings.asks_who:
         public = urlsplit(settings.public_url).hostname
         names = ["127.0.0.1", "localhost", "[::1]", *([public] if public else [])]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     app.include_router(_open_routes(store))
     if desk is not None and desk.secret:
         app.include_router(api_approvals.approval_routes(store, desk, settings.public_url))
-    guarded = [Depends(_key_check(settings))]
-    app.include_router(_model_routes(store, settings.page_size), dependencies=guarded)
-    others = _other_routes(app, store, observed or Observed(store), settings.page_size)
-    app.include_router(others, dependencies=guarded)
-    orders = api_orders.order_routes(store, desk, settings.public_url)
-    app.include_router(orders, dependencies=guarded)
+    reads, writes = [Depends(Needs("read"))], [Depends(Needs("write"))]
+    recent = Recent()
+    read = reader(store, recent)
+    app.include_router(_model_routes(read, settings.page_size), dependencies=reads)
+    ledger = partial(_ledger, observed or Observed(store), recent)
+    others = _other_routes(app, read, ledger, settings)
+    app.include_router(others, dependencies=reads)
+    app.include_router(api_orders.order_routes(store, desk, settings.public_url))
     labels = api_labels.label_routes(store, desk, settings.public_url)
-    app.include_router(labels, dependencies=guarded)
+    app.include_router(labels, dependencies=writes)
     events = api_events.event_routes(store, desk, settings.public_url)
-    app.include_router(events, dependencies=guarded)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.include_router(events, dependencies=writes)
+    app.router.routes += [*_files("/", PAGE), *_files("/docs", DOCS)]
     return app
 
 
@@ -172,16 +189,18 @@ def _open_routes(store: Store) -> APIRouter:
     """What a load balancer may ask without a key. It says nothing beyond up or not."""
     router = APIRouter()
 
-    @router.get("/healthz")
-    def healthz() -> Response:
-        return _json({"status": "ok"})
+    @router.get("/healthz", **answers(dict[str, str]))
+    async def healthz() -> Response:
+        """The process answers."""
+        return json({"status": "ok"})
 
-    @router.get("/readyz")
+    @router.get("/readyz", **answers(dict[str, str]))
     def readyz() -> Response:
+        """The database answers, too."""
         store.link.rows(
             "SELECT 1 FROM models LIMIT 1"
         )  # raises where the database or a table is away
-        return _json({"status": "ok"})
+        return json({"status": "ok"})
 
     return router
 
@@ -190,21 +209,21 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
     """Views of one model. A name may hold slashes, so the longer paths come first."""
     router = APIRouter(prefix="/api/v1/models")
 
-    @router.get("")
+    @router.get("", **answers(Page[ModelRow]))
     def models() -> Response:
-        return _json({"items": store.models(), "truncated": False})
+        return json(Page(store.models(), truncated=False))
 
-    @router.get("/{model:path}/windows")
+    @router.get("/{model:path}/windows", **answers(Page[WindowRow]))
     def windows(
-        model: str, span: Span, version: Text = None, segment: Segment = "", size_ms: Size = None
+        model: str, span: AnySpan, version: Text = None, segment: Segment = "", size_ms: Size = None
     ) -> Response:
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.windows, page_size, model, **scope)
 
-    @router.get("/{model:path}/verdicts")
+    @router.get("/{model:path}/verdicts", **answers(Page[VerdictRow]))
     def verdicts(
         model: str,
-        span: Span,
+        span: AnySpan,
         version: Text = None,
         segment: AnySegment = None,
         feature: Text = None,
@@ -216,10 +235,10 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
             store.verdicts, page_size, model, **scope, statistic=statistic, status=status
         )
 
-    @router.get("/{model:path}/performance")
+    @router.get("/{model:path}/performance", **answers(Page[Performance]))
     def performance(
         model: str,
-        span: Span,
+        span: AnySpan,
         version: Text = None,
         segment: Segment = "",
         size_ms: Size = None,
@@ -228,50 +247,78 @@ def _model_routes(store: Store, page_size: int) -> APIRouter:
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.performance, page_size, model, **scope, final=final)
 
-    @router.get("/{model:path}/estimates")
+    @router.get("/{model:path}/estimates", **answers(Page[EstimateRow]))
     def estimates(
-        model: str, span: Span, version: Text = None, size_ms: Size = None, metric: Text = None
+        model: str, span: AnySpan, version: Text = None, size_ms: Size = None, metric: Text = None
     ) -> Response:
         scope: dict[str, Any] = {"version": version, "size_ms": size_ms, "metric": metric}
         return span.page(store.estimates, page_size, model, **scope)
 
-    @router.get("/{model:path}/features/{feature}/series")
+    @router.get("/{model:path}/features/{feature}/series", **answers(Page[FeatureRow]))
     def feature_series(
         model: str,
         feature: str,
-        span: Span,
-        size_ms: Annotated[int, Query(gt=0)],
+        span: AnySpan,
+        size_ms: OneSize,
         version: Text = None,
         segment: Segment = "",
     ) -> Response:
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.feature, page_size, model, feature, **scope)
 
-    @router.get("/{model:path}/features/{feature}")
+    @router.get("/{model:path}/features/{feature}", **answers(Distribution))
     def distribution(
         model: str,
         feature: str,
         version: Annotated[str, Query(max_length=256)],
-        size_ms: Annotated[int, Query(gt=0)],
+        size_ms: OneSize,
         start_ms: TimeMs,
         segment: Segment = "",
     ) -> Response:
-        found = store.distribution(
+        window = store.distribution(
             model, feature, version=version, segment=segment, size_ms=size_ms, start_ms=start_ms
         )
-        return _found(found, "no such window of this feature")
+        return found(window, "no such window of this feature")
 
+    _add_steering(router, store, page_size)
     _add_summaries(router, store, page_size)
     return router
 
 
-def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
-    @router.get("/{model:path}/versions")
-    def versions(model: str, limit: Limit = None) -> Response:
-        most = _most(limit, page_size)
-        return _page(store.versions(model, limit=most + 1), most)
+def _add_steering(router: APIRouter, store: Store, page_size: int) -> None:
+    @router.get("/{model:path}/actions", **answers(Page[ActionRow]))
+    def actions(model: str, span: AnySpan) -> Response:
+        """Actions that the incidents of these times advise or had asked for, and how far they are."""
 
-    @router.get("/{model:path}/versions/{version:path}/gate")
+        def acted(found: list[Incident]) -> list[ActionRow]:
+            spec = next((row.spec for row in store.models() if row.model == model), {})
+            allowed = ActionsSpec.model_validate(spec.get("actions", {}))
+            return list(actions_of(found, allowed, store.acted_on(tuple(row.id for row in found))))
+
+        return span.page(store.incidents, page_size, model, at="opened_ms", shown=acted)
+
+    @router.get("/{model:path}/references", **answers(Page[ReferenceRow]))
+    def references(model: str, limit: Limit = None, skip: Skip = 0) -> Response:
+        """The references that a model is and was compared with, the last published first."""
+        most = most_of(limit, page_size)
+        return page(store.references(model, limit=most + 1, skip=skip), most)
+
+    @router.get("/{model:path}/references/{bins_id}", **answers(Page[ReferenceFeature]))
+    def reference(model: str, bins_id: str) -> Response:
+        """A reference: bins and counts of each field."""
+        rows = store.reference(model, bins_id)
+        if not rows:
+            raise HTTPException(404, "the model has no such reference")
+        return page(rows, len(rows))
+
+
+def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
+    @router.get("/{model:path}/versions", **answers(Page[VersionRow]))
+    def versions(model: str, limit: Limit = None) -> Response:
+        most = most_of(limit, page_size)
+        return page(store.versions(model, limit=most + 1), most)
+
+    @router.get("/{model:path}/versions/{version:path}/gate", **answers(Data[Gate], also=409))
     def gate(
         model: str,
         version: str,
@@ -297,109 +344,125 @@ def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
         newest_ms = max((row.start_ms for row in windows), default=0)
         # Labels come later than windows; what the windows themselves say of inputs is of now or of no use.
         compared = [c for c in compared if c.end_ms > newest_ms or c.statistic != INPUTS_DIFFER]
-        found = gates.gate(version, seen, firing, least=least, compared=compared, proven=proven)
-        return _json({"data": found}, 200 if found.ok or not strict else 409)
+        told = gates.gate(version, seen, firing, least=least, compared=compared, proven=proven)
+        return json(Data(told), 200 if told.ok or not strict else 409)
 
-    @router.get("/{model:path}/budget")
+    @router.get("/{model:path}/budget", **answers(Spending))
     def budget(model: str) -> Response:
-        return _found(next(iter(store.spending(model)), None), "no such model")
+        return found(next(iter(store.spending(model)), None), "no such model")
 
-    @router.get("/{model:path}")
+    @router.get("/{model:path}", **answers(ModelRow))
     def one_model(model: str) -> Response:
         known = {row.model: row for row in store.models()}
-        return _found(known.get(model), "no such model")
+        return found(known.get(model), "no such model")
 
 
-def _other_routes(app: FastAPI, store: Store, observed: Observed, page_size: int) -> APIRouter:
-    router = APIRouter()
+def _other_routes(
+    app: FastAPI, store: Store, ledger_of: Callable[[bool], Ledger], settings: ApiSettings
+) -> APIRouter:
+    router, page_size = APIRouter(), settings.page_size
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     def prometheus() -> Response:
+        """For Prometheus."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/api/v1/openapi.json")
+    @router.get("/api/v1/openapi.json", **answers(dict[str, Any]))
     def openapi() -> Response:
-        return _json(app.openapi())
+        """This description."""
+        return json(describe(app, _scope_of))
 
-    @router.get("/api/v1/incidents")
+    @router.get("/api/v1/incidents", **answers(Page[Incident]))
     def incidents(
-        model: Text = None, state: IncidentState | None = None, limit: Limit = None
+        span: AnySpan, model: Text = None, state: IncidentState | None = None
     ) -> Response:
-        most = _most(limit, page_size)
-        return _page(store.incidents(model, state=state, limit=most + 1), most)
+        """Incidents by when they opened."""
+        return span.page(store.incidents, page_size, model, state=state, at="opened_ms")
 
-    @router.get("/api/v1/incidents/{incident_id}")
+    @router.get("/api/v1/incidents/{incident_id}", **answers(Incident))
     def incident(incident_id: str) -> Response:
-        return _found(store.incident(incident_id), "no such incident")
+        return found(store.incident(incident_id), "no such incident")
 
-    @router.get("/api/v1/deliveries")
-    def deliveries(incident_id: Text = None, limit: Limit = None) -> Response:
-        most = _most(limit, page_size)
-        return _page(store.deliveries(incident_id, limit=most + 1), most)
+    @router.get("/api/v1/deliveries", **answers(Page[Delivery]))
+    def deliveries(span: AnySpan, incident_id: Text = None) -> Response:
+        """What was sent, and what became of it."""
+        return span.page(store.deliveries, page_size, incident_id, at="at_ms")
 
-    @router.get("/api/v1/ledger")
+    @router.get("/api/v1/silences", **answers(Page[SilenceRow]))
+    def silences(
+        model: Text = None,
+        active: Annotated[
+            bool | None, Query(description="Only those that hold, or do not.")
+        ] = None,
+    ) -> Response:
+        """Times in which nobody is told: of the specs, and of incidents that fire. In event time, so what holds is as of a model's last window."""
+        rows = [row for row in _silences(store, model) if active in (None, row.active)]
+        return page(rows, page_size)
+
+    @router.get("/api/v1/ledger", **answers(Ledger))
     def ledger(
         drained: Annotated[
             bool, Query(description="All that was sent has arrived: then nothing may be pending.")
         ] = False,
     ) -> Response:
-        """What became of every event, of all models and times: a dead letter has neither. At most ``observed.FRESH_S`` old.
+        """What became of every event, of all models and times: a dead letter has neither. A few seconds old at most.
 
         One row for each partition of predictions, and for each at most ``queries.MAX_HOLES`` holes, the last ones;
         ``total.holes`` counts all. 503 while the database does not answer.
         """
-        return _json(observed.ledger(drained=drained))
+        return json(ledger_of(drained))
 
     return router
 
 
-def _key_check(settings: ApiSettings) -> Callable[[str | None], None]:
-    wanted = settings.key.get_secret_value().encode()
-
-    def check(x_api_key: Annotated[str | None, Header()] = None) -> None:
-        if wanted and not hmac.compare_digest((x_api_key or "").encode(), wanted):
-            raise HTTPException(401, "give the key in the header X-API-Key")
-
-    return check
+def _ledger(observed: Observed, recent: Recent, drained: bool) -> Ledger:
+    found: Ledger = recent.get(("ledger", drained), lambda: observed.ledger(drained=drained))
+    return found
 
 
-async def _around(request: Request, call_next: Next) -> Response:
-    with metrics.API_SECONDS.time():
-        response = await call_next(request)
-    response.headers.update(_HEADERS)
-    metrics.API_REQUESTS.labels(f"{response.status_code // 100}xx").inc()
-    return response
+def _scope_of(dependency: object) -> str | None:
+    return dependency.scope if isinstance(dependency, Needs) else None
 
 
-def _json(value: object, status: int = 200, media_type: str = "application/json") -> Response:
-    return Response(msgspec.json.encode(value), status, media_type=media_type)
+def _silences(store: Store, model: str | None) -> Iterator[SilenceRow]:
+    now_ms: dict[str, int] = {}
+    for row in store.models():
+        if model in (None, row.model):
+            now_ms[row.model] = row.last_ms or 0
+            spec = ModelSpec.model_validate({**row.spec, "model": row.model})
+            yield from silences_of_spec(row.model, spec.silences, now_ms[row.model])
+    for incident in store.incidents(model, state="firing", limit=_MOST_FIRING * len(now_ms)):
+        ordered = silence_of_incident(incident, now_ms.get(incident.model, 0))
+        if ordered is not None:
+            yield ordered
 
 
-def _page(rows: list[Any], most: int) -> Response:
-    """A page of ``rows``, of which one more than ``most`` was asked for."""
-    return _json({"items": rows[:most], "truncated": len(rows) > most})
+def _files(at: str, folder: Path) -> Iterator[Route]:
+    """Routes to the files of a folder, and to its index: each by its name, so that nothing else is theirs."""
+    serve = StaticFiles(directory=folder)
+    yield Route(at, _File(serve, "index.html"))
+    for file in sorted(path.name for path in folder.iterdir()):
+        yield Route(f"{at.rstrip('/')}/{file}", _File(serve, file))
 
 
-def _most(limit: int | None, page_size: int) -> int:
-    return min(limit or page_size, page_size)
+class _File:
+    """An ASGI application: one file."""
 
+    def __init__(self, files: StaticFiles, name: str) -> None:
+        self._files, self._name = files, name
 
-def _found(value: object | None, otherwise: str) -> Response:
-    if value is None:
-        raise HTTPException(404, otherwise)
-    return _json(value)
-
-
-def _problem(status: int, detail: str, **more: object) -> Response:
-    title = http.HTTPStatus(status).phrase
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
-    return _json(body, status, "application/problem+json")
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Answer GET and HEAD."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+        response = await self._files.get_response(self._name, scope)
+        await response(scope, receive, send)
 
 
 def _http_problem(_request: Request, err: Exception) -> Response:
     assert isinstance(err, StarletteHTTPException)
     more = err.more if isinstance(err, NothingTakenError) else {}
-    response = _problem(err.status_code, str(err.detail), **more)
+    response = problem(err.status_code, str(err.detail), **more)
     response.headers.update(err.headers or {})
     return response
 
@@ -409,22 +472,22 @@ def _invalid_problem(_request: Request, err: Exception) -> Response:
     errors = [
         {"where": ".".join(str(part) for part in e["loc"]), "what": e["msg"]} for e in err.errors()
     ]
-    return _problem(422, "a parameter is wrong", errors=errors)
+    return problem(422, "a parameter is wrong", errors=errors)
 
 
 def _our_problem(_request: Request, err: Exception) -> Response:
     if isinstance(err, TransientError):
-        response = _problem(503, "the database does not answer")
+        response = problem(503, "the database does not answer")
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
         return response
     structlog.get_logger(__name__).error("request failed", error=str(err))
     if isinstance(err, ConfigError):  # tables are missing, or rights: an operator has to act
-        return _problem(503, "the database is not set up: run `driftline doctor`")
-    return _problem(500, "the request failed")
+        return problem(503, "the database is not set up: run `driftline doctor`")
+    return problem(500, "the request failed")
 
 
 def _defect(_request: Request, _err: Exception) -> Response:
-    return _problem(500, "a defect: the log has it")  # the server logs the traceback
+    return problem(500, "a defect: the log has it")  # the server logs the traceback
 
 
 def _now_ms() -> int:

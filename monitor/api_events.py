@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
 
-import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 
+from monitor.api_answers import answers, json
+from monitor.api_labels import Taken
 from monitor.api_orders import (
     Desk,
     NothingTakenError,
@@ -27,6 +28,7 @@ from monitor.api_orders import (
 )
 from monitor.captures import Said
 from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, JSON_TYPE
+from monitor.halves import HalfFate
 from monitor.ingest import BATCH_TYPE, LINES_TYPE, MAX_BODY, Haul, Ingest
 from monitor.store import Store
 
@@ -90,6 +92,15 @@ _CAPTURES: Final = {
     LINES_TYPE: _LINES,
 }
 
+
+class Hauled(Taken, frozen=True):
+    """What ``Haul.to_dict`` says, for OpenAPI."""
+
+    held: int
+    halves: dict[HalfFate, int]
+
+
+_ANSWERS: Final = answers(Hauled, 413, 415, status=202)
 Name = Annotated[str, Query(max_length=128, description="Of what does not say its model.")]
 Version = Annotated[str, Query(max_length=256, description="Likewise.")]
 Offset = Annotated[
@@ -109,7 +120,7 @@ def event_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
     guards = [Depends(same_site_check(public_url)), Depends(_turnstile())]
     router = APIRouter(prefix="/api/v1", dependencies=guards, lifespan=_lifespan(ingest))
 
-    @router.post("/events", status_code=202, openapi_extra=_body(_EVENTS))
+    @router.post("/events", openapi_extra=_body(_EVENTS), **_ANSWERS)
     def take_events(
         request: Request,
         body: Annotated[bytes, Depends(body_of(JSON_TYPE, LINES_TYPE, ARROW_TYPE, most=MAX_BODY))],
@@ -120,7 +131,7 @@ def event_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
         """
         return _taken(ingest, lambda way: way.events(body, media_type_of(request)))
 
-    @router.post("/cloudevents", status_code=202, openapi_extra=_body(_CLOUDEVENTS))
+    @router.post("/cloudevents", openapi_extra=_body(_CLOUDEVENTS), **_ANSWERS)
     def take_cloudevents(
         request: Request,
         body: Annotated[
@@ -144,7 +155,7 @@ def event_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
             ingest, lambda way: way.cloudevents(body, media_type_of(request), headers, said)
         )
 
-    @router.post("/inferences", status_code=202, openapi_extra=_body(_CAPTURES))
+    @router.post("/inferences", openapi_extra=_body(_CAPTURES), **_ANSWERS)
     def take_inferences(
         request: Request,
         body: Annotated[bytes, Depends(body_of(JSON_TYPE, LINES_TYPE, most=MAX_BODY))],
@@ -168,7 +179,7 @@ def _taken(ingest: Ingest | None, read: Callable[[Ingest], Haul]) -> Response:
     said = haul.to_dict()
     if haul.receipt.refused and not (haul.receipt.accepted or haul.held or haul.fates):
         raise NothingTakenError("not one row is a prediction", said)
-    return Response(msgspec.json.encode(said), 202, media_type=JSON_TYPE)
+    return json(said, 202)
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:

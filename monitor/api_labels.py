@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
+from monitor.api_answers import answers, json
 from monitor.api_orders import (
     Desk,
     NothingTakenError,
@@ -22,7 +23,7 @@ from monitor.api_orders import (
 )
 from monitor.errors import InvalidEventError
 from monitor.events import Aliases
-from monitor.labels import Receipt, Rows, csv_rows, json_rows, sift
+from monitor.labels import Receipt, RefusedRow, Rows, csv_rows, json_rows, sift
 from monitor.store import Store
 
 MAX_BODY: Final = 1 << 20  # as a message: some 10,000 labels, which a broker takes in a moment
@@ -39,8 +40,18 @@ _LABEL: Final = {
 }  # fmt: skip
 _SCHEMA: Final = {
     _JSON: {"schema": {"oneOf": [_LABEL, {"type": "array", "items": _LABEL}]}},
-    _CSV: {"schema": {"type": "string", "description": "The same fields as columns, after a header row."}},
+    _CSV: {"schema": {"description": "The same fields as columns, after a header row."}},
 }  # fmt: skip
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What ``Receipt.to_dict`` says, for OpenAPI."""
+
+    accepted: int
+    refused: int
+    reasons: dict[str, int]
+    errors: list[RefusedRow]
+    truncated: bool
 
 
 def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
@@ -49,8 +60,8 @@ def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
 
     @router.post(
         "",
-        status_code=202,
         openapi_extra={"requestBody": {"required": True, "content": _SCHEMA}},
+        **answers(Taken, 413, 415, status=202),
     )
     def take_labels(
         request: Request, body: Annotated[bytes, Depends(body_of(_JSON, _CSV, most=MAX_BODY))]
@@ -71,7 +82,7 @@ def label_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
         with broker_in_http("no label is sure to be taken, send the same again"):
             desk.take(labels)
         receipt.accepted = len(labels)
-        return Response(msgspec.json.encode(receipt.to_dict()), 202, media_type="application/json")
+        return json(receipt.to_dict(), 202)
 
     return router
 

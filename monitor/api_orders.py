@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +18,8 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from monitor.api_access import Needs, signed
+from monitor.api_answers import RETRY_AFTER_S, answers, json
 from monitor.errors import ConfigError, DriftlineError, NothingToDoError, TransientError
 from monitor.events import Limits, Post
 from monitor.labels import LIMITS, Take
@@ -27,7 +29,6 @@ from monitor.store import Store
 from monitor.tables import FOREVER_MS
 from monitor.wire import Command
 
-RETRY_AFTER_S: Final = 5
 MAX_BODY: Final = 8 << 10  # an author and a comment are 700 characters at most
 _AWAY: Final = {"Retry-After": str(RETRY_AFTER_S)}
 
@@ -65,10 +66,17 @@ class OrderBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    author: str = Field(description="Who asks: one line of at most 128 characters.")
+    author: str = Field(
+        default="",
+        description="Who asks: one line of at most 128 characters. The name of the key or token stands beside it, or for it.",
+    )
     comment: str = Field(default="", description="Why; it stands in the timeline.")
     lasts: str | None = Field(
-        default=None, alias="for", max_length=16, description="How long to be silent: 30m, 2h, 7d."
+        default=None,
+        alias="for",
+        max_length=16,
+        description="How long to be silent: 30m, 2h, 7d.",
+        json_schema_extra={"pattern": "^[0-9]{1,5}(s|m|h|d|w)$"},
     )
     until_ms: int | None = Field(
         default=None, ge=0, le=FOREVER_MS, description="Or until when, in event time."
@@ -80,16 +88,25 @@ def order_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
     router = APIRouter(
         prefix="/api/v1/incidents", dependencies=[Depends(same_site_check(public_url))]
     )
-    schema = {"application/json": {"schema": OrderBody.model_json_schema()}}
+    for kind in get_args(Kind):
+        _add_order(router, store, desk, kind)
+    return router
+
+
+def _add_order(router: APIRouter, store: Store, desk: Desk | None, kind: Kind) -> None:
+    needs = Needs("approve" if kind in ("approve", "reject") else "write")
+    schema = {"application/json": {"schema": _schema(kind)}}
 
     @router.post(
-        "/{incident_id}/{kind}",
-        status_code=202,
+        f"/{{incident_id}}/{kind}",
+        name=kind,
+        dependencies=[Depends(needs)],
         openapi_extra={"requestBody": {"required": True, "content": schema}},
+        **answers(Command, 409, 413, 415, status=202),
     )
     def give_order(
+        request: Request,
         incident_id: str,
-        kind: Kind,
         body: Annotated[bytes, Depends(body_of("application/json"))],
     ) -> Response:
         """Ask for something. 202 is what was asked for: the detector decides, and the incident's timeline tells.
@@ -110,15 +127,25 @@ def order_routes(store: Store, desk: Desk | None, public_url: str) -> APIRouter:
             command = order(
                 kind,
                 incident,
-                author=asked.author,
+                author=asked.author or signed("", request),
                 at_ms=now_ms,
                 until_ms=until_ms,
                 comment=asked.comment,
             )
+        if asked.author:
+            command = msgspec.structs.replace(command, author=signed(asked.author, request))
         given(desk, command)
-        return Response(msgspec.json.encode(command), 202, media_type="application/json")
+        return json(command, 202)
 
-    return router
+
+def _schema(kind: Kind) -> dict[str, Any]:
+    """Of a body: a silence has one of two ends, the others have none."""
+    schema = OrderBody.model_json_schema()
+    ends = ("for", "until_ms")
+    if kind == "silence":
+        return {**schema, "oneOf": [{"required": [end]} for end in ends]}
+    told = {name: rule for name, rule in schema["properties"].items() if name not in ends}
+    return {**schema, "properties": told}
 
 
 @contextmanager

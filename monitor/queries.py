@@ -24,7 +24,9 @@ _TIME: Final = (
 _WHERE: Final = (
     f"model = {{model:String}} AND {_ANY_VERSION} AND {_ANY_SEGMENT} AND {_ANY_SIZE} AND {_TIME}"
 )
-_NEWEST: Final = "ORDER BY start_ms DESC, version, segment, size_ms LIMIT {limit:UInt32}"
+_NEWEST: Final = (
+    "ORDER BY start_ms DESC, version, segment, size_ms LIMIT {limit:UInt32} OFFSET {skip:UInt32}"
+)
 _START: Final = "toUnixTimestamp64Milli(start) AS start_ms"
 
 MODELS: Final = """
@@ -68,7 +70,7 @@ SELECT {{feature:String}} AS feature, {_START}, sum(w.n) AS n, sum(w.missing) AS
   sum(w.mean * w.n) / nullIf(sumIf(w.n, w.mean IS NOT NULL), 0) AS mean,
   sum((w.variance + w.mean * w.mean) * w.n) / nullIf(sumIf(w.n, w.mean IS NOT NULL), 0) - mean * mean AS variance
 FROM windows AS w FINAL WHERE w.feature = {{feature:String}} AND {_WHERE}
-GROUP BY start ORDER BY start_ms DESC LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
+GROUP BY start ORDER BY start_ms DESC LIMIT {{limit:UInt32}} OFFSET {{skip:UInt32}}"""  # noqa: S608 - constants
 DISTRIBUTION: Final = f"""
 SELECT feature, bins_id, b.kind AS kind, b.edges AS edges, b.labels AS labels, b.counts AS reference, w.counts AS counts, w.n AS n,
   w.unseen AS unseen, toUInt64(sum(w.n) OVER () - w.n) AS elsewhere
@@ -85,7 +87,7 @@ FROM verdicts FINAL WHERE {_WHERE}
   AND ({{feature:Nullable(String)}} IS NULL OR feature = {{feature:Nullable(String)}})
   AND ({{statistic:Nullable(String)}} IS NULL OR statistic = {{statistic:Nullable(String)}})
   AND ({{status:Nullable(String)}} IS NULL OR status = {{status:Nullable(String)}})
-ORDER BY end_ms DESC, start_ms DESC, version, segment, size_ms, feature, statistic LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
+ORDER BY start_ms DESC, end_ms DESC, version, segment, feature, statistic, source LIMIT {{limit:UInt32}} OFFSET {{skip:UInt32}}"""  # noqa: S608 - constants
 # The newest of each, and those first that ask whether the version is worse: they are few.
 COMPARISONS: Final = f"""
 SELECT statistic, feature, argMax(v.status, v.end) AS status, JSONExtractString(argMax(v.evidence, v.end) AS newest, 'answer') AS answer,
@@ -108,17 +110,30 @@ FROM (
 LEFT JOIN (
   SELECT version, size_ms, start, labelled, predictions, final, metrics FROM performance FINAL WHERE {_WHERE}
 ) AS p USING (version, size_ms, start)
-ORDER BY start_ms DESC, version, size_ms, metric LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
+ORDER BY start_ms DESC, version, size_ms, metric LIMIT {{limit:UInt32}} OFFSET {{skip:UInt32}}"""  # noqa: S608 - constants
 INCIDENTS: Final = """
 SELECT body FROM incidents FINAL
 WHERE ({model:Nullable(String)} IS NULL OR model = {model:Nullable(String)})
   AND ({state:Nullable(String)} IS NULL OR state = {state:Nullable(String)})
-ORDER BY opened DESC, id LIMIT {limit:UInt32}"""
+  AND opened >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC') AND opened < fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')
+ORDER BY opened DESC, id LIMIT {limit:UInt32} OFFSET {skip:UInt32}"""
 DELIVERIES: Final = """
 SELECT id, incident_id, target, action, outcome, attempts, toUnixTimestamp64Milli(at) AS at_ms, detail
 FROM deliveries FINAL
 WHERE ({incident_id:Nullable(String)} IS NULL OR incident_id = {incident_id:Nullable(String)})
-ORDER BY at DESC, id LIMIT {limit:UInt32}"""
+  AND at >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC') AND at < fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')
+ORDER BY at DESC, id LIMIT {limit:UInt32} OFFSET {skip:UInt32}"""
+# Of some incidents, what became of the actions that were asked for.
+ACTED_ON: Final = """
+SELECT id, incident_id, target, action, outcome, attempts, toUnixTimestamp64Milli(at) AS at_ms, detail
+FROM deliveries FINAL WHERE incident_id IN {ids:Array(String)} AND action IN ('rollback', 'retrain') ORDER BY at DESC, id"""
+REFERENCES: Final = """
+SELECT bins_id, toUInt32(countIf(NOT startsWith(feature, '$'))) AS features, max(revision) AS revision,
+  bins_id = (SELECT bins_id FROM models FINAL WHERE model = {model:String} LIMIT 1) AS current
+FROM bins FINAL WHERE model = {model:String} GROUP BY bins_id ORDER BY revision DESC, bins_id LIMIT {limit:UInt32} OFFSET {skip:UInt32}"""
+REFERENCE: Final = """
+SELECT feature, kind, edges, labels, counts, missing, b.nan AS nan, pos_inf, neg_inf, wrong_type, mean, variance
+FROM bins AS b FINAL WHERE model = {model:String} AND bins_id = {bins_id:String} ORDER BY feature"""
 # The ledger's rows, added up by source partition: ranges first, and the windows find what lies between two. A range that
 # not all profiles partitions have booked may be on its way. Up to `until` all is clean: nothing that comes later changes it.
 # {scope}: which ranges; of each partition its last ones are always among them, and with them all profiles partitions.

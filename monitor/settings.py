@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -32,6 +33,8 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from monitor.approvals import MIN_SECRET
+from monitor.keys import SCOPES, Key, Scope, digest_of, scopes_of
+from monitor.keys import parse as parse_keys
 
 PREFIX: Final = "DRIFTLINE_"
 _BROKER: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
@@ -53,6 +56,19 @@ def is_loopback(host: str) -> bool:
         return False  # a name may resolve to anything
 
 
+def is_safe_address(url: str) -> bool:
+    """Whether nobody on the way can read or change what is asked there: https, or this machine."""
+    try:
+        parts = urlsplit(url)
+        host, user = parts.hostname, parts.username
+        parts.port  # noqa: B018  # raises where it is none
+    except ValueError:
+        return False
+    if not host or user is not None or parts.query or parts.fragment:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+
+
 def _is_port(digits: str) -> bool:
     return 0 < int(digits) < 65_536
 
@@ -63,7 +79,22 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _split_roles(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return _split(value)
+    given = {role: [may] if isinstance(may, str) else may for role, may in value.items()}
+    return [f"{role}={'+'.join(map(str, may))}" for role, may in given.items()]
+
+
+def _role(entry: str) -> tuple[str, frozenset[Scope]]:
+    role, _, scopes = entry.rpartition("=")
+    if not role:
+        raise ValueError("expected ROLE=SCOPE[+SCOPE...]")
+    return role, scopes_of(scopes.split("+"))
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Roles = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_roles)]
 
 
 class _Group(BaseModel):
@@ -419,7 +450,44 @@ class ApiSettings(_Group):
     )
     port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on.")
     key: SecretStr = Field(
-        default=SecretStr(""), description="Key that callers send as X-API-Key; open if empty."
+        default=SecretStr(""),
+        description="One key that may do all, sent as X-API-Key; for several, use keys.",
+    )
+    keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="Keys, a line each, as `driftline keys create` writes them; without any, and without OIDC, all is open.",
+    )
+    oidc_issuer: str = Field(
+        default="",
+        max_length=500,
+        description="https://... of the issuer whose tokens (JWT) are taken as Authorization: Bearer; none if empty.",
+    )
+    oidc_audience: str = Field(default="", description="What a token's aud has to hold.")
+    oidc_roles_claim: str = Field(
+        default="roles",
+        min_length=1,
+        description="Claim that holds the roles, with dots where it is nested: realm_access.roles.",
+    )
+    oidc_roles: Roles = Field(
+        default=(), description="What a role may do: ROLE=SCOPE[+SCOPE...], comma-separated."
+    )
+    oidc_name_claim: str = Field(
+        default="sub", min_length=1, description="Claim that names who asks, in orders."
+    )
+    oidc_leeway_s: float = Field(
+        default=30.0, ge=0, le=300, description="How far the issuer's clock may be off."
+    )
+    oidc_ca_file: Path | None = Field(
+        default=None, description="Certificates (PEM) that are trusted beside the public ones."
+    )
+    rate_per_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=1_000_000,
+        description="Requests a second of one key, person or address, beyond the burst; 0 is without limit.",
+    )
+    burst: int = Field(
+        default=600, ge=1, le=1_000_000, description="Requests that one of them may send at once."
     )
     page_size: int = Field(default=5_000, ge=1, le=10_000, description="Most rows of one answer.")
     public_url: str = Field(
@@ -435,13 +503,55 @@ class ApiSettings(_Group):
             raise ValueError("expected http(s)://HOST[:PORT][/PATH], without user and query")
         return value.rstrip("/")
 
+    @field_validator("keys")
+    @classmethod
+    def _key_lines(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str) -> str:
+        if value and not is_safe_address(value):
+            raise ValueError("expected https://HOST[:PORT][/PATH], or http:// on loopback")
+        return value
+
+    @field_validator("oidc_roles")
+    @classmethod
+    def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            _role(entry)
+        return value
+
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if not is_loopback(self.host) and not self.key.get_secret_value():
+        if self.oidc_issuer and not (self.oidc_audience and self.oidc_roles):
             raise ValueError(
-                f"listening on {self.host} needs a key: set DRIFTLINE_API__KEY or DRIFTLINE_API__KEY_FILE"
+                "oidc_issuer needs oidc_audience and oidc_roles: whose tokens are taken, and what they may do"
+            )
+        if not is_loopback(self.host) and not self.asks_who:
+            raise ValueError(
+                f"listening on {self.host} needs a key: set DRIFTLINE_API__KEYS_FILE or DRIFTLINE_API__KEY_FILE, or OIDC"
             )
         return self
+
+    @property
+    def asks_who(self) -> bool:
+        """Whether callers have to say who they are."""
+        return bool(self.oidc_issuer or self.known_keys)
+
+    @property
+    def known_keys(self) -> tuple[Key, ...]:
+        """All keys, without their secrets."""
+        keys, single = parse_keys(self.keys.get_secret_value()), self.key.get_secret_value()
+        if not single:
+            return keys
+        return (*keys, Key("api.key", digest_of(single), frozenset(SCOPES)))
+
+    @property
+    def scopes_of_roles(self) -> dict[str, frozenset[Scope]]:
+        """By role of the issuer, what it may do."""
+        return dict(_role(entry) for entry in self.oidc_roles)
 
 
 class MetricsSettings(_Group):

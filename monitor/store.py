@@ -149,6 +149,32 @@ class EstimateRow(msgspec.Struct, frozen=True):
     error: float | None
 
 
+class ReferenceRow(msgspec.Struct, frozen=True):
+    """A reference that a model is or was compared with: its id, how many features it has, and its place in the order of publication."""
+
+    bins_id: str
+    features: int
+    revision: int
+    current: bool
+
+
+class ReferenceFeature(msgspec.Struct, frozen=True):
+    """A field of a reference: its bins (as ``Distribution`` has them) and what was counted in them and beside them."""
+
+    feature: str
+    kind: str
+    edges: list[float]
+    labels: list[str]
+    counts: list[int]
+    missing: int
+    nan: int
+    pos_inf: int
+    neg_inf: int
+    wrong_type: int
+    mean: float | None
+    variance: float | None
+
+
 class VersionRow(msgspec.Struct, frozen=True):
     """A version of a model: when its first window began and its last one ended, and its events in windows of the smallest size."""
 
@@ -276,9 +302,10 @@ class Store:
         from_ms: int = 0,
         to_ms: int = FOREVER_MS,
         limit: int = 500,
+        skip: int = 0,
     ) -> list[WindowRow]:
         """Windows that start in ``[from_ms, to_ms)``, newest first."""
-        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit)
+        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit, skip)
         rows = self._read(list[WindowRow], queries.WINDOWS, scope)
         return self._with_latency(rows, scope) if rows else []
 
@@ -293,13 +320,14 @@ class Store:
         from_ms: int = 0,
         to_ms: int = FOREVER_MS,
         limit: int = 500,
+        skip: int = 0,
     ) -> list[FeatureRow]:
         """One field over time, newest first; versions added up unless one is given."""
         return self._read(
             list[FeatureRow],
             queries.FEATURE,
             {
-                **_scope(model, version, segment, size_ms, from_ms, to_ms, limit),
+                **_scope(model, version, segment, size_ms, from_ms, to_ms, limit, skip),
                 "feature": feature,
             },
         )
@@ -339,10 +367,11 @@ class Store:
         from_ms: int = 0,
         to_ms: int = FOREVER_MS,
         limit: int = 500,
+        skip: int = 0,
     ) -> list[VerdictRow]:
         """Verdicts on windows that start in ``[from_ms, to_ms)``, newest first."""
         parameters = {
-            **_scope(model, version, segment, None, from_ms, to_ms, limit),
+            **_scope(model, version, segment, None, from_ms, to_ms, limit, skip),
             "feature": feature,
             "statistic": statistic,
             "status": status,
@@ -369,9 +398,10 @@ class Store:
         from_ms: int = 0,
         to_ms: int = FOREVER_MS,
         limit: int = 500,
+        skip: int = 0,
     ) -> list[Performance]:
         """Performance windows that start in ``[from_ms, to_ms)``, newest first; with ``final`` only those whose labels were due."""
-        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit)
+        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit, skip)
         return self._read(
             list[Performance],
             queries.PERFORMANCE,
@@ -390,9 +420,10 @@ class Store:
         from_ms: int = 0,
         to_ms: int = FOREVER_MS,
         limit: int = 500,
+        skip: int = 0,
     ) -> list[EstimateRow]:
         """Estimated performance of windows that start in ``[from_ms, to_ms)``, newest first, beside what labels said."""
-        scope = _scope(model, version, "", size_ms, from_ms, to_ms, limit)
+        scope = _scope(model, version, "", size_ms, from_ms, to_ms, limit, skip)
         return self._read(list[EstimateRow], queries.ESTIMATES, {**scope, "metric": metric})
 
     def incidents(
@@ -400,10 +431,14 @@ class Store:
         model: str | None = None,
         *,
         state: IncidentState | None = None,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
         limit: int = 100,
+        skip: int = 0,
     ) -> list[Incident]:
-        """Incidents, the last opened first."""
-        rows = self.link.rows(queries.INCIDENTS, {"model": model, "state": state, "limit": limit})
+        """Incidents that opened in ``[from_ms, to_ms)``, the last opened first."""
+        scope = {"model": model, "state": state, **_times(from_ms, to_ms, limit, skip)}
+        rows = self.link.rows(queries.INCIDENTS, scope)
         return [msgspec.json.decode(row["body"], type=Incident) for row in rows]
 
     def incident(self, incident_id: str) -> Incident | None:
@@ -446,11 +481,32 @@ class Store:
         (acted,) = self.link.rows(queries.ACTED, scope)
         return msgspec.convert({**released, **acted}, Releases)
 
-    def deliveries(self, incident_id: str | None = None, *, limit: int = 500) -> list[Delivery]:
-        """What was sent, newest first."""
-        return self._read(
-            list[Delivery], queries.DELIVERIES, {"incident_id": incident_id, "limit": limit}
-        )
+    def deliveries(
+        self,
+        incident_id: str | None = None,
+        *,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+        skip: int = 0,
+    ) -> list[Delivery]:
+        """What was sent in ``[from_ms, to_ms)``, newest first."""
+        scope = {"incident_id": incident_id, **_times(from_ms, to_ms, limit, skip)}
+        return self._read(list[Delivery], queries.DELIVERIES, scope)
+
+    def acted_on(self, incident_ids: tuple[str, ...]) -> list[Delivery]:
+        """What became of the actions of these incidents, newest first."""
+        return self._read(list[Delivery], queries.ACTED_ON, {"ids": list(incident_ids)})
+
+    def references(self, model: str, *, limit: int = 500, skip: int = 0) -> list[ReferenceRow]:
+        """The references that a model has had, the last published first."""
+        scope = {"model": model, "limit": limit, "skip": skip}
+        return self._read(list[ReferenceRow], queries.REFERENCES, scope, current=bool)
+
+    def reference(self, model: str, bins_id: str) -> list[ReferenceFeature]:
+        """What a reference says of each field, by name; nothing if the model never had it."""
+        scope = {"model": model, "bins_id": bins_id}
+        return self._read(list[ReferenceFeature], queries.REFERENCE, scope)
 
     def ledger(self, *, drained: bool = False) -> Ledger:
         """What became of every event; see ``monitor.ledger``.
@@ -498,13 +554,21 @@ def _scope(
     from_ms: int,
     to_ms: int,
     limit: int,
+    skip: int = 0,
 ) -> dict[str, object]:
     return {
         "model": model,
         "version": version,
         "segment": segment,
         "size_ms": size_ms,
+        **_times(from_ms, to_ms, limit, skip),
+    }
+
+
+def _times(from_ms: int, to_ms: int, limit: int, skip: int) -> dict[str, object]:
+    return {
         "from_ms": min(max(from_ms, 0), FOREVER_MS),
         "to_ms": min(max(to_ms, 0), FOREVER_MS),
         "limit": limit,
+        "skip": skip,
     }

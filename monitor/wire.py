@@ -241,6 +241,7 @@ class Incident(msgspec.Struct, frozen=True, tag="incident"):
     evidence: list[Evidence] = []
     timeline: list[TimelineEntry] = []
     reopened_ms: int | None = None  # it was over, and came back: then ``onset_ms`` is of this time
+    silenced_until_ms: int | None = None  # by an order; silences of the spec are not among them
 
 
 class OutboxItem(msgspec.Struct, frozen=True, tag="outbox"):

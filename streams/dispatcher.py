@@ -42,13 +42,14 @@ from confluent_kafka import (
 )
 
 from alerting.courier import Courier
-from alerting.delivery import Outcome, Sender, resolve_secret, trust
+from alerting.delivery import Outcome, Sender, resolve_secret
 from alerting.mail import Mailer
 from alerting.requests import Request
 from monitor import metrics, wire
 from monitor.errors import IncompatibleError, TransientError
 from monitor.settings import Settings
 from monitor.spec import ModelSpec
+from monitor.tls import trust
 from monitor.wire import Delivery, OutboxItem
 from streams import clients, wiring
 from streams.clients import consumer_config, producer_config

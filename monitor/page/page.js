@@ -28,10 +28,13 @@ let shownCell = null;
 
 class KeyNeeded extends Error {}
 
+// A token of an issuer has three parts. A key goes beside what a proxy may ask for in Authorization.
+const credential = (key) => (!key ? {} : key.split(".").length === 3 ? { Authorization: `Bearer ${key}` } : { "X-API-Key": key });
+
 async function ask(path, parameters = {}) {
   const query = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== ""));
   const key = sessionStorage.getItem("driftline-key");
-  const answer = await fetch(`${path}?${query}`, { headers: key ? { "X-API-Key": key } : {} });
+  const answer = await fetch(`${path}?${query}`, { headers: credential(key) });
   if (answer.status === 401) throw new KeyNeeded();
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail ?? answer.statusText);
@@ -219,7 +222,7 @@ async function refresh() {
     $("login").hidden = true;
   } catch (error) {
     $("status").className = "bad";
-    $("status").textContent = error instanceof KeyNeeded ? "the API asks for its key" : `not updated: ${error.message}`;
+    $("status").textContent = error instanceof KeyNeeded ? "the API asks for a key or a token" : `not updated: ${error.message}`;
     if (error instanceof KeyNeeded) $("login").hidden = false;
   } finally {
     drawing = false;

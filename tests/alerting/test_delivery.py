@@ -22,10 +22,10 @@ from alerting.delivery import (
     is_allowed,
     parse_retry_after,
     resolve_secret,
-    trust,
 )
 from alerting.requests import Request
 from monitor.errors import ConfigError
+from monitor.tls import trust
 from tests.alerting.tls import authority
 
 LOOPBACK = ("127.0.0.0/8",)

@@ -30,13 +30,14 @@ from prometheus_client import generate_latest
 from pydantic import SecretStr
 
 from alerting.courier import Courier
-from alerting.delivery import Attempt, Outcome, Sender, trust
+from alerting.delivery import Attempt, Outcome, Sender
 from alerting.mail import Mailer
 from alerting.pipelines import action_request
 from alerting.requests import Mail, Request
 from monitor import metrics, wire
 from monitor.settings import EmailSettings
 from monitor.spec import ModelSpec, parse_spec
+from monitor.tls import trust
 from monitor.wire import Delivery, OutboxItem
 from streams.demo.receiver import judge
 from streams.lanes import Lanes, Task

@@ -16,10 +16,11 @@ from aiosmtpd.smtp import AuthResult, Envelope
 from pydantic import SecretStr
 
 from alerting.breaker import Sign
-from alerting.delivery import Attempt, Outcome, trust
+from alerting.delivery import Attempt, Outcome
 from alerting.mail import Mailer, message
 from alerting.requests import Mail
 from monitor.settings import EmailSettings
+from monitor.tls import trust
 from streams.embedded.supervisor import free_port
 from tests.alerting.tls import authority
 

@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import httpx
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from monitor import api, store
@@ -25,6 +24,7 @@ from monitor.settings import ApiSettings, ApprovalSettings, ClickHouseSettings, 
 from monitor.store import Store
 from monitor.wire import Command
 from streams.embedded.supervisor import LOOPBACK, free_port
+from tests.monitor.serving import served
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, endpoint, fill
 
 DAYS = 30
@@ -58,13 +58,7 @@ def serve() -> Iterator[Serve]:
             link: Store, settings: ApiSettings | None = None, desk: Desk | None = None
         ) -> httpx.Client:
             app = api.create_app(link, settings or ApiSettings(), desk=desk)
-            listener = opened.enter_context(socket.create_server((LOOPBACK, 0)))
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-            thread = threading.Thread(target=server.run, args=([listener],))
-            thread.start()
-            opened.callback(thread.join)
-            opened.callback(setattr, server, "should_exit", True)
-            address = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+            address = opened.enter_context(served(app))
             return opened.enter_context(httpx.Client(base_url=address, trust_env=False))
 
         yield start
@@ -164,6 +158,52 @@ def test_a_feature_over_time_has_one_row_a_window(client: httpx.Client) -> None:
     assert len(rows) == DAYS
     assert rows[0]["mean"] > 1.3 * rows[-1]["mean"]  # km/h against mph
     assert rows[0]["off_grid"] > 0.5 * EVENTS
+
+
+def test_pages_go_on_inside_one_time_without_a_gap(client: httpx.Client) -> None:
+    """Six verdicts have the same start: pages of four end between them."""
+    for path, whole in (
+        (f"/api/v1/models/{NAME}/verdicts", 6 * DAYS),
+        (f"/api/v1/models/{NAME}/estimates", DAYS),
+        ("/api/v1/incidents", 2),
+        ("/api/v1/deliveries", 1),
+        (f"/api/v1/models/{NAME}/actions", 0),
+    ):
+        rows: list[str] = []
+        page = client.get(path, params={"limit": 4 if whole > 4 else 1})
+        while True:
+            rows += [str(row) for row in page.json()["items"]]
+            assert page.json()["truncated"] == ("next" in page.links)
+            if "next" not in page.links:
+                break
+            page = client.get(page.request.url.join(page.links["next"]["url"]))
+        assert len(rows) == len(set(rows)) == whole, path
+
+
+def test_incidents_and_deliveries_are_of_the_times_that_are_asked_for(
+    client: httpx.Client,
+) -> None:
+    firing = client.get(f"/api/v1/incidents/{FIRING}").json()
+    for path, at_ms in (
+        ("/api/v1/incidents", firing["opened_ms"]),
+        ("/api/v1/deliveries", START + DAYS * DAY),
+    ):
+        span = {"from_ms": at_ms, "to_ms": at_ms + 1}
+        assert len(client.get(path, params=span).json()["items"]) == 1
+        assert client.get(path, params={"from_ms": at_ms + 1}).json()["items"] == []
+
+
+def test_a_model_has_references_with_bins_and_counts(client: httpx.Client) -> None:
+    path = f"/api/v1/models/{NAME}/references"
+    (row,) = client.get(path).json()["items"]
+    (model,) = client.get("/api/v1/models").json()["items"]
+    assert (row["bins_id"], row["current"], row["features"]) == (model["bins_id"], True, 3)
+    fields = {f["feature"]: f for f in client.get(f"{path}/{row['bins_id']}").json()["items"]}
+    assert set(fields) >= {"carrier", "wind_speed", "temp", "$score"}
+    assert sum(fields["carrier"]["counts"]) == 6000
+    assert len(fields["temp"]["counts"]) == len(fields["temp"]["edges"]) + 1
+    assert client.get(f"/api/v1/models/none/references/{row['bins_id']}").status_code == 404
+    assert client.get("/api/v1/models/none/references").json()["items"] == []
 
 
 def test_verdicts_are_filtered_by_statistic_and_status(client: httpx.Client) -> None:

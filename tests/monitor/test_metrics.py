@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from monitor import metrics
 from monitor.errors import REJECT_REASONS, ConfigError
+from monitor.halves import HALF_FATES
 from monitor.metrics import (
     LABEL_FATES,
     OUTCOMES,
@@ -89,7 +90,7 @@ def test_labels_are_closed_lists_topics_or_partitions() -> None:
         "cause": get_args(Cause),
         "table": TABLES,
         "outcome": OUTCOMES,
-        "fate": LABEL_FATES,
+        "fate": (*LABEL_FATES, *HALF_FATES),
     }
     declared = {
         label

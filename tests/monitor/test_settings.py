@@ -8,6 +8,7 @@ from pydantic import SecretStr, ValidationError
 
 from monitor.environment import describe, environment, load
 from monitor.errors import ConfigError
+from monitor.keys import create, find
 from monitor.settings import ApiSettings, ClickHouseSettings, KafkaSettings, Settings, is_loopback
 
 
@@ -92,6 +93,16 @@ def test_kubernetes_service_links_are_not_taken_for_settings(
         ("DRIFTLINE_API__PUBLIC_URL", "https://h/?hunter2", "expected http(s)://HOST"),
         ("DRIFTLINE_API__PUBLIC_URL", "https://h/a|b>", "expected http(s)://HOST"),
         ("DRIFTLINE_API__PUBLIC_URL", "javascript:x", "expected http(s)://HOST"),
+        (
+            "DRIFTLINE_API__KEYS",
+            "ci read hunter2",
+            "api.keys (DRIFTLINE_API__KEYS): line 1: a key is",
+        ),
+        ("DRIFTLINE_API__OIDC_ISSUER", "http://id.example", "api.oidc_issuer"),
+        ("DRIFTLINE_API__OIDC_ISSUER", "https://me:hunter2@id.example", "expected https://HOST"),
+        ("DRIFTLINE_API__OIDC_ISSUER", "https://id.example", "needs oidc_audience and oidc_roles"),
+        ("DRIFTLINE_API__OIDC_ROLES", "sre=admin", "scopes are read, write and approve"),
+        ("DRIFTLINE_API__OIDC_ROLES", "sre", "expected ROLE=SCOPE"),
         ("DRIFTLINE_API__KEY_FILE", "/nowhere/key", "/nowhere/key cannot be read: no such file"),
         ("DRIFTLINE_CONFIG", "/nowhere/d.yaml", "/nowhere/d.yaml: cannot be read: no such file"),
     ],
@@ -143,6 +154,40 @@ def test_another_process_reads_the_same_settings_from_the_environment_made_of_th
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     assert load() == settings
+
+
+def test_keys_come_by_file_and_the_single_key_is_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, key = create("ci", ["read"], b"r" * 32)
+    (tmp_path / "keys").write_text(f"# who may what\n{key.line}\n")
+    monkeypatch.setenv("DRIFTLINE_API__HOST", "0.0.0.0")
+    monkeypatch.setenv("DRIFTLINE_API__KEYS_FILE", str(tmp_path / "keys"))
+    assert load().api.known_keys == (key,)
+    monkeypatch.setenv("DRIFTLINE_API__KEY", "hunter2")
+    found = load().api
+    single = find(found.known_keys, "hunter2")
+    assert single is not None
+    assert single.name == "api.key"
+    assert single.scopes == {"read", "write", "approve"}
+    assert find(found.known_keys, secret) == key
+
+
+def test_roles_are_a_mapping_in_yaml_and_a_list_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "driftline.yaml"
+    config.write_text(
+        "api:\n  host: 0.0.0.0\n  oidc_issuer: https://id.example/realms/ml\n"
+        "  oidc_audience: driftline\n  oidc_roles: {sre: [read, write, approve], viewer: read}\n"
+    )
+    found = load(config).api
+    everything = frozenset({"read", "write", "approve"})
+    assert found.scopes_of_roles == {"sre": everything, "viewer": {"read"}}
+    assert found.asks_who
+    for name, value in environment(load(config)).items():
+        monkeypatch.setenv(name, value)
+    assert load().api == found
 
 
 def test_settings_are_frozen_and_their_repr_hides_secrets() -> None:

@@ -119,7 +119,7 @@ def test_a_wrong_setting_ends_the_real_command_without_a_traceback() -> None:
     assert ended.returncode == 2
     assert ended.stderr == (
         "driftline: api (DRIFTLINE_API): listening on 0.0.0.0 needs a key:"
-        " set DRIFTLINE_API__KEY or DRIFTLINE_API__KEY_FILE\n"
+        " set DRIFTLINE_API__KEYS_FILE or DRIFTLINE_API__KEY_FILE, or OIDC\n"
     )
 
 

@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from alerting.breaker import FAILURES, Destination, Permit, Sign
 from alerting.courier import Courier
-from alerting.delivery import Attempt, Outcome, trust
+from alerting.delivery import Attempt, Outcome
 from alerting.mail import Mailer
 from alerting.requests import Request
 from monitor import wire
@@ -35,6 +35,7 @@ from monitor.environment import environment
 from monitor.errors import TransientError
 from monitor.settings import DispatcherSettings, KafkaSettings, Settings
 from monitor.spec import ModelSpec, parse_spec
+from monitor.tls import trust
 from monitor.wire import Delivery, OutboxItem
 from streams import clients, dispatcher, models, topics, wiring
 from streams.demo.receiver import Receiver
