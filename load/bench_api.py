@@ -2,8 +2,9 @@
 
 Everything that a user starts runs on this machine, embedded, with made-up traffic: broker, profiler, detector, sink, evaluator, dispatcher, database,
 API. ``wrk`` asks with one key, under the default limits, for what pages and rollouts ask: models, windows, verdicts, performance, incidents, silences, gates, the ledger.
-``wrk`` has no constant rate: each of its connections waits ``PAUSE_MS`` before it asks again, so the rate is a little above ``--rate`` as long as answers are quick, and falls
-where they are not; a rate below ``--rate`` fails as well.
+``wrk`` has no constant rate: each of its connections waits before it asks again, a random time of ``PAUSE_MS`` in the mean, as people and programs that do
+not know of each other do. So the rate is a little above ``--rate`` as long as answers are quick, and falls where they are not; a rate below ``--rate`` fails as
+well. The first ``WARM_S`` are not counted: then all ask for the first time, in the same moment.
 
 Exit codes: 0 p99 is below ``--bar``, the rate was kept and each answer was a 200; 1 otherwise.
 """
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +35,12 @@ from streams.embedded.stack import Stack, embedded_stack
 from streams.embedded.supervisor import Child, free_port
 
 PAUSE_MS: Final = 500
+WARM_S: Final = 5.0
 _SPARE_MS: Final = 50  # an answer may take so long, on the average, and the rate is kept
 _PATIENCE_S: Final = 120.0
 _SCRIPT: Final = """
 local paths, n = {%s}, 0
-function delay() return %d end
+function delay() return math.random(0, %d) end
 function request()
   n = n + 1
   return wrk.format("GET", paths[n %% #paths + 1])
@@ -82,8 +85,10 @@ def measure(rate: float, seconds: float, events_per_s: float, directory: Path) -
             base_url=stack.api, headers={"X-API-Key": secret}, trust_env=False, timeout=10
         ) as client:
             model = _wait(stack, lambda: _watched(client))
+            asks = partial(_wrk, stack.api, secret, _paths(model), rate, directory)
+            asks(WARM_S)
             before, since_s = _events(client), time.monotonic()
-            told = _wrk(stack.api, secret, _paths(model), rate, seconds, directory)
+            told = asks(seconds)
             seen = (_events(client) - before) / (time.monotonic() - since_s)
         stack.poll()
     return Found(
@@ -135,10 +140,10 @@ def _paths(model: dict[str, Any]) -> list[str]:
 
 
 def _wrk(
-    address: str, secret: str, paths: Sequence[str], rate: float, seconds: float, directory: Path
+    address: str, secret: str, paths: Sequence[str], rate: float, directory: Path, seconds: float
 ) -> dict[str, int]:
     script = directory / "ask.lua"
-    script.write_text(_SCRIPT % (", ".join(json.dumps(path) for path in paths), PAUSE_MS))
+    script.write_text(_SCRIPT % (", ".join(json.dumps(path) for path in paths), 2 * PAUSE_MS))
     connections = max(2, round(rate * (PAUSE_MS + _SPARE_MS) / 1_000))
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout=30s", "-s", str(script)]
     ran = subprocess.run(
