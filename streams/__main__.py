@@ -34,6 +34,7 @@ from streams.console import (
     write_spending,
 )
 from streams.incident_commands import app as incident_app
+from streams.key_commands import app as keys_app
 from streams.label_commands import app as labels_app
 from streams.options import EXIT_CONFIG, EXIT_FAILED, Config, Json, load, now_ms
 from streams.processes import PROCESSES, Process, named, resolve, run_patiently, stop_on_signals
@@ -63,6 +64,7 @@ app.add_typer(reference_app, name="reference")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(incident_app, name="incident")
 app.add_typer(labels_app, name="labels")
+app.add_typer(keys_app, name="keys")
 
 
 class Runner(Enum):

@@ -71,6 +71,7 @@ def test_every_command_is_known_to_these_tests() -> None:
         ".venv/bin/driftline incident approve 3fa2c1",
         ".venv/bin/driftline backtest --model churn --budget 1/7d --psi 0.1 --ks-p 0.05 --incidents known.csv",  # tests/streams/test_backtest.py
         ".venv/bin/driftline budget",  # here
+        ".venv/bin/driftline keys create ci --scope read",  # tests/streams/test_cli.py
         ".venv/bin/driftline labels load left.csv --model churn --id-column order --label-column left",  # tests/streams/test_cli.py
         "docker compose up --build --detach",  # tests/test_compose.py
     }
@@ -305,6 +306,14 @@ def test_the_readme_says_the_bounds_of_what_waits_for_its_other_half() -> None:
     bounds = Bounds()
     assert f"up to {bounds.halves:,} of them and {bounds.bytes >> 20} MiB" in README
     assert (bounds.hold_ms, MAX_BODY) == (60_000, 1_000_000)
+
+
+def test_the_issuer_in_the_readme_is_a_setting(tmp_path: Path) -> None:
+    (block,) = (block for block in blocks("yaml") if "oidc_issuer" in block)
+    (tmp_path / "driftline.yaml").write_text(block)
+    found = load(tmp_path / "driftline.yaml").api
+    assert found.asks_who
+    assert found.scopes_of_roles["data-science"] == {"read", "write"}
 
 
 def test_vectors_in_the_readme_fit_into_a_spec() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from monitor import environment, store
 from monitor.errors import DriftlineError
+from monitor.keys import find
 from monitor.settings import Settings
 from streams import __main__ as cli
 from streams.console import write_rows
@@ -130,6 +132,27 @@ def test_a_broker_that_is_away_is_one_line_and_exit_code_1(
     code, error = _main(capsys, "topics", "list")
     assert (code, error.count("\n")) == (1, 1)
     assert "no Kafka broker answers at" in error
+
+
+def test_a_key_is_shown_once_and_its_line_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _run("keys", "create", "ci", "--scope", "read", "--scope", "write", "--days", "30")
+    secret = re.search(r"dlk_[\w-]{43}", made.output)
+    line = re.search(r"^line of the settings:  (.*)$", made.output, re.MULTILINE)
+    assert secret
+    assert line
+    monkeypatch.setenv("DRIFTLINE_API__KEYS", line[1])
+    (key,) = environment.load().api.known_keys
+    assert (key.name, sorted(key.scopes)) == ("ci", ["read", "write"])
+    assert find([key], secret[0]) is key
+    assert key.until is not None
+    again = json.loads(_run("keys", "create", "ci", "--scope", "read", "--json").output)
+    assert again["key"] != secret[0]
+    assert again["key"] not in again["line"]
+
+
+def test_a_key_of_no_scope_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = _main(capsys, "keys", "create", "ci", "--scope", "admin")
+    assert (code, error) == (2, "driftline: scopes are read, write and approve\n")
 
 
 def test_any_other_failure_that_we_know_is_one_line_and_exit_code_1(
