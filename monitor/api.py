@@ -127,7 +127,7 @@ def create_app(
     reads, writes = [Depends(Needs("read"))], [Depends(Needs("write"))]
     recent = Recent()
     read = reader(store, recent)
-    app.include_router(_model_routes(read, settings.page_size), dependencies=reads)
+    app.include_router(_model_routes(read, settings), dependencies=reads)
     ledger = partial(_ledger, observed or Observed(store), recent)
     others = _other_routes(app, read, ledger, settings)
     app.include_router(others, dependencies=reads)
@@ -205,13 +205,18 @@ def _open_routes(store: Store) -> APIRouter:
     return router
 
 
-def _model_routes(store: Store, page_size: int) -> APIRouter:
+def _model_routes(store: Store, settings: ApiSettings) -> APIRouter:
     """Views of one model. A name may hold slashes, so the longer paths come first."""
-    router = APIRouter(prefix="/api/v1/models")
+    router, page_size = APIRouter(prefix="/api/v1/models"), settings.page_size
+    grafana = f'<{settings.grafana_url}>; rel="related"; title="Grafana"'
+    beside = {"Link": grafana} if settings.grafana_url else {}
 
     @router.get("", **answers(Page[ModelRow]))
     def models() -> Response:
-        return json(Page(store.models(), truncated=False))
+        """All models. The header ``Link`` (RFC 8288) says where their dashboards are."""
+        response = json(Page(store.models(), truncated=False))
+        response.headers.update(beside)
+        return response
 
     @router.get("/{model:path}/windows", **answers(Page[WindowRow]))
     def windows(

@@ -496,7 +496,13 @@ class ApiSettings(_Group):
         description="http(s)://HOST[:PORT][/PATH] where people reach the API, for links in notifications; no links if empty.",
     )
 
-    @field_validator("public_url")
+    grafana_url: str = Field(
+        default="",
+        max_length=200,
+        description="http(s)://HOST[:PORT][/PATH] of the Grafana that has our dashboards, for links on the page; no links if empty.",
+    )
+
+    @field_validator("public_url", "grafana_url")
     @classmethod
     def _public_address(cls, value: str) -> str:
         if value and not _PUBLIC.fullmatch(value):

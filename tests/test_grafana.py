@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -65,7 +66,13 @@ def variables(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def expand(query: str, *, everything: bool = False, until: int = DAYS, **chosen: str) -> str:
+def expand(
+    query: str,
+    *,
+    everything: bool = False,
+    until: int = DAYS,
+    chosen: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """The query as ClickHouse gets it: first the macros, then the variables."""
     from_ms = f"fromUnixTimestamp64Milli({START})"
     to_ms = f"fromUnixTimestamp64Milli({START + until * DAY})"
@@ -73,7 +80,7 @@ def expand(query: str, *, everything: bool = False, until: int = DAYS, **chosen:
     query = re.sub(r"\$__conditionalAll\((.+?\)), \$\w+\)", condition, query)
     query = re.sub(r"\$__timeFilter_ms\((\w+)\)", rf"\1 >= {from_ms} AND \1 <= {to_ms}", query)
     query = query.replace("$__fromTime_ms", from_ms).replace("$__toTime_ms", to_ms)
-    for name, value in (CHOSEN | chosen).items():
+    for name, value in (CHOSEN | dict(chosen)).items():
         query = query.replace(f"${{{name}:singlequote}}", f"'{value}'").replace(
             f"${{{name}}}", value
         )
@@ -176,7 +183,7 @@ def rows(link: Store, query: str) -> list[dict[str, Any]]:
 def test_every_query_runs_and_finds_something(filled: Store, query: str, everything: bool) -> None:
     """A panel is of numbers or of categories: it finds something of one of the two features."""
     numeric = rows(filled, expand(query, everything=everything))
-    categorical = rows(filled, expand(query, everything=everything, **CATEGORICAL))
+    categorical = rows(filled, expand(query, everything=everything, chosen=CATEGORICAL))
     assert any(set(row.values()) - {None} for row in (*numeric, *categorical))
 
 
@@ -255,7 +262,7 @@ def test_a_table_has_the_columns_that_the_panel_names(filled: Store, panel: dict
 
 def overlay(filled: Store, title: str, **chosen: str) -> list[dict[str, Any]]:
     (panel,) = [p for p in panels(named("feature")) if p["title"].startswith(title)]
-    return rows(filled, expand(panel["targets"][0]["rawSql"], **chosen))
+    return rows(filled, expand(panel["targets"][0]["rawSql"], chosen=chosen))
 
 
 def test_the_histogram_is_binned_in_bars_of_one_width_that_hold_all_values(filled: Store) -> None:
@@ -517,6 +524,19 @@ def test_the_page_reads_from_its_address_what_links_say() -> None:
     assert "URLSearchParams(location.hash.slice(1))" in script
     (listed,) = re.findall(r'for \(const id of \[("model".+?)\]\)', script)
     assert set(json.loads(f"[{listed}]")) == PAGE_READS
+
+
+def test_links_of_the_page_lead_to_dashboards_and_variables_that_exist() -> None:
+    script = (GRAFANA.parent / "monitor" / "page" / "page.js").read_text()
+    there = {path.stem: {v["name"] for v in variables(path)} for path in DASHBOARDS}
+    assert "/d/driftline-${name}?" in script
+    calls = re.findall(r'board\("(\w+)", ([^\n]+)', script)
+    assert {name for name, _ in calls} == {"model", "feature", "incident"}
+    for name, rest in calls:
+        assert {"model", *re.findall(r'"var-(\w+)"', rest)} <= there[name]
+    compose = yaml.safe_load((GRAFANA.parent / "docker-compose.yml").read_text())["services"]
+    told = compose["api"]["environment"]["DRIFTLINE_API__GRAFANA_URL"]
+    assert told == "http://" + compose["grafana"]["ports"][0].rpartition(":")[0]
 
 
 WORDS: Final = {"or", "and", "on"}

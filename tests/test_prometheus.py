@@ -82,11 +82,12 @@ CASES: Final = [
     ),
     Case(
         "DriftlineDependencyAway",
-        {driftline("transient_errors_total", "sink"): "0x10 0+1x60"},
-        "16m",
-        "40m",
+        {driftline("transient_errors_total", "sink"): "0x10 0+1x30 30x60"},
+        "24m",
+        "35m",
         "sink waits for a broker or a database",
         {"process": "sink"},
+        over="50m",
     ),
     Case(
         "DriftlineFallsBehind",
@@ -143,12 +144,13 @@ CASES: Final = [
     Case(
         "DriftlineWatermarkStuck",
         {
-            driftline("events_consumed_total", "profiler"): "0+60x90",
-            driftline("watermark_timestamp_seconds", "profiler", partition="0"): "0+60x10 600x60",
+            driftline("events_consumed_total", "profiler"): "0+60x50 3000x60",
+            driftline("watermark_timestamp_seconds", "profiler", partition="0"): "0+60x10 600x90",
         },
         "38m",
         "45m",
         "Predictions come, and event time stands still: no window closes",
+        over="63m",
     ),
     Case(
         "DriftlineLateEvents",
@@ -162,11 +164,12 @@ CASES: Final = [
     ),
     Case(
         "DriftlineOverflow",
-        {driftline("overflow_total", "detector", kind="versions"): "0x60 60x60"},
+        {driftline("overflow_total", "detector", kind="versions"): "0x60 60x100"},
         "60m",
         "90m",
         "60 events were beyond the cap on versions",
         {"kind": "versions"},
+        over="130m",
     ),
     Case(
         "DriftlineDeadLetters",

@@ -3,6 +3,7 @@
 import { bins, duration, el, empty, heatLegend, heatMap, lines, number, table, time } from "./draw.js";
 
 const EVERY_MS = 5000;
+const DAY_MS = 86_400_000;
 const STATISTICS = ["psi", "ks", "missing", "wrong_type", "non_finite", "off_grid", "unseen", "out_of_range"];
 // What a window says of its requests: words, and the value of a row.
 const JUDGED = 30; // of the newest windows, by which estimates are judged
@@ -25,6 +26,7 @@ const $ = (id) => document.getElementById(id);
 const choices = new URLSearchParams(location.hash.slice(1));
 const opened = new Set(); // incidents that the reader has open: a refresh must not close them
 let shownCell = null;
+let grafana = null; // where the dashboards are, if the API says so with the models
 
 class KeyNeeded extends Error {}
 
@@ -38,7 +40,14 @@ async function ask(path, parameters = {}) {
   if (answer.status === 401) throw new KeyNeeded();
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail ?? answer.statusText);
+  grafana = /^<([^>]+)>; rel="related"; title="Grafana"$/.exec(answer.headers.get("Link") ?? "")?.[1] ?? grafana;
   return body;
+}
+
+// A link to one of grafana/dashboards, or nothing; times in epoch milliseconds.
+function board(name, model, from, to, variables = {}) {
+  const query = new URLSearchParams({ "var-model": model, ...variables, from, to });
+  return grafana && el("a", { href: `${grafana}/d/driftline-${name}?${query}`, target: "_blank", rel: "noopener" }, "Grafana");
 }
 
 const modelPath = (model) => `/api/v1/models/${encodeURIComponent(model)}`;
@@ -83,7 +92,7 @@ function incidentCard(incident, deliveries) {
   return el("details", { class: incident.state, open: opened.has(incident.id) ? "" : null, toggle: (event) => opened[event.target.open ? "add" : "delete"](incident.id) },
     el("summary", {}, el("span", { class: `chip ${incident.state}` }, incident.state), el("strong", {}, incident.title),
       el("span", { class: "meta" }, `${CAUSES[incident.cause] ?? incident.cause} · ${advice} · since ${time(incident.onset_ms)}, found ${time(incident.opened_ms)}${until} (UTC)`)),
-    el("p", {}, incident.reason),
+    el("p", {}, incident.reason, " ", board("incident", incident.model, incident.onset_ms - DAY_MS, (incident.resolved_ms ?? incident.updated_ms) + DAY_MS, { "var-incident": incident.id })),
     el("h3", {}, "Timeline"), table([["At (UTC)", (t) => time(t.at_ms)], ["What", (t) => t.what, "text"]], incident.timeline),
     el("h3", {}, "Evidence"), el("div", { class: "scroll" }, table(evidence, incident.evidence)),
     el("h3", {}, "Deliveries"), mine.length ? el("div", { class: "scroll" }, table(sent, mine)) : empty("Nothing was sent."));
@@ -128,7 +137,8 @@ async function distribution() {
   try {
     const shown = await ask(`${modelPath(model)}/features/${encodeURIComponent(cell.feature)}`, { version: cell.version, size_ms: cell.size_ms, start_ms: cell.start_ms });
     const unseen = Object.keys(shown.unseen).slice(0, 5).join(", ");
-    $("distribution").replaceChildren(title, el("p", { class: "hint" }, `Wide bars: reference. Narrow bars: this window, ${number(shown.n)} values.${shown.elsewhere ? ` The reference changed in it: ${number(shown.elsewhere)} values more are in the bins of the one before.` : ""}${unseen ? ` Never seen before: ${unseen}.` : ""}`), el("div", { class: "scroll" }, bins(shown)));
+    const beside = board("feature", model, cell.start_ms, cell.start_ms + cell.size_ms, { "var-feature": cell.feature, "var-size": cell.size_ms, "var-version": cell.version });
+    $("distribution").replaceChildren(title, el("p", { class: "hint" }, `Wide bars: reference. Narrow bars: this window, ${number(shown.n)} values.${shown.elsewhere ? ` The reference changed in it: ${number(shown.elsewhere)} values more are in the bins of the one before.` : ""}${unseen ? ` Never seen before: ${unseen}.` : ""} `, beside), el("div", { class: "scroll" }, bins(shown)));
   } catch (error) {
     $("distribution").replaceChildren(title, empty(error.message));
   }
@@ -207,6 +217,9 @@ async function draw() {
   await drift(model, versions);
   await performance(model, versions);
   await service(model, versions);
+  const size = Number($("size").value);
+  const here = model.last_ms && board("model", name, model.last_ms - 100 * size, model.last_ms, { "var-size": size });
+  $("elsewhere").replaceChildren(...(here ? [here] : []));
   $("status").textContent = `updated ${new Date().toISOString().slice(11, 19)} UTC`;
 }
 

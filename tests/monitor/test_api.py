@@ -91,6 +91,22 @@ def test_the_page_asks_for_nothing_that_the_api_does_not_have(client: httpx.Clie
     assert wanted <= {re.sub(r"\{.+?\}", "*", path) for path in known}
 
 
+def test_who_is_given_the_models_is_told_where_their_dashboards_are(
+    serve: Serve, filled: Store
+) -> None:
+    key, grafana = "k" * 32, "https://grafana.example/ops"
+    client = serve(filled, ApiSettings(key=SecretStr(key), grafana_url=f"{grafana}/"))
+    told = client.get("/api/v1/models", headers={"X-API-Key": key}).headers["link"]
+    assert told == f'<{grafana}>; rel="related"; title="Grafana"'
+    (pattern,) = re.findall(r"/(\^<.+?\$)/\.exec", (api.PAGE / "page.js").read_text())
+    found = re.fullmatch(pattern, told)
+    assert found is not None
+    assert found[1] == grafana, "and the page finds it there"
+    assert "link" not in client.get("/api/v1/models").headers, "nobody without a key is"
+    assert "link" not in client.get("/").headers
+    assert "link" not in serve(filled).get("/api/v1/models").headers
+
+
 def test_a_gate_says_whether_a_version_may_go_on(client: httpx.Client) -> None:
     at = f"/api/v1/models/{NAME}/versions"
     found = client.get(f"{at}/7/gate")
