@@ -395,12 +395,17 @@ def test_the_process_serves_until_it_is_told_to_stop(
     stop = threading.Event()
     thread = threading.Thread(target=api.run, args=(settings, stop))
     thread.start()
-    assert _models(port) == [MODEL]
-    assert _metrics(port, "driftline_unaccounted_events 0.0")
-    with pytest.raises(ConfigError, match="DRIFTLINE_API__PORT"):
-        api.run(settings, stop)
-    stop.set()
-    thread.join(10)
+    try:
+        assert _models(port) == [MODEL]
+        assert _metrics(port, "driftline_unaccounted_events 0.0")
+        with httpx.Client(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as kept:
+            times = [kept.get("/healthz").elapsed.total_seconds() for _ in range(20)]
+        assert min(times[1:]) < 0.03, "a body waits for the acknowledgement of its head: 40 ms"
+        with pytest.raises(ConfigError, match="DRIFTLINE_API__PORT"):
+            api.run(settings, stop)
+    finally:
+        stop.set()
+        thread.join(10)
     assert not thread.is_alive()
 
 
