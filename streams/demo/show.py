@@ -13,8 +13,9 @@ import os
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,7 +91,7 @@ def run(
             database=clickhouse,
             fresh=bool(broker or clickhouse),
         ) as stack:
-            _publish(stack, demo_spec(), replay.reference_table(served, model))
+            _publish(stack, demo_spec(chosen), replay.reference_table(served, model))
             feed = Feed(
                 wiring.kafka(stack.settings),
                 wiring.topics(stack.settings),
@@ -125,9 +126,11 @@ def _check_writable(report: Path) -> None:
         raise ConfigError(f"--json {report}: cannot be written: {err.strerror}") from err
 
 
-def demo_spec() -> ModelSpec:
-    """The spec of the demo's model. Its addresses and secrets come by environment, as in production."""
+def demo_spec(months: Sequence[int] = replay.SERVED_MONTHS) -> ModelSpec:
+    """The spec of the demo's model, for ascending months. Its addresses and secrets come by environment, as in production."""
     hook = {"secret": "env:DEMO_SECRET"}
+    # Months that are left out between others would be the outage that they are.
+    gaps = any(later - month > 1 for month, later in pairwise(months))
     return parse_spec(
         {
             "model": replay.MODEL,
@@ -142,6 +145,7 @@ def demo_spec() -> ModelSpec:
             "windows": {"pane": "1h", "sizes": ["1d", "7d"], "lateness": "30m"},
             "alarm_budget": {"false_alarms": 1, "per": "30d"},
             "labels": {"expected_delay": "1d"},
+            "rules": [{"statistic": "volume", "ignore": True}] if gaps else [],
             "notify": [
                 {"slack": {"url": "env:DEMO_SLACK"}},
                 {"pagerduty": {"routing_key": "env:DEMO_KEY", "url": "env:DEMO_PAGERDUTY"}},
