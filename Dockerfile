@@ -19,7 +19,9 @@ RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
     && pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r uv.txt \
     && echo hatchling > build.in && locked build.in > build.txt \
     && uv pip install --quiet --system --require-hashes -r build.txt
-COPY pyproject.toml README.md LICENSE ./
+# For monitor/kernel.c: without a compiler the image would do without it.
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml README.md LICENSE hatch_build.py ./
 RUN locked pyproject.toml > runtime.txt \
     && uv venv --quiet /opt/driftline \
     && uv pip install --quiet --python /opt/driftline/bin/python --compile-bytecode --require-hashes -r runtime.txt

@@ -7,7 +7,7 @@ estimated before they become any. Whatever is wrong is an ``InvalidEventError``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,6 @@ from pyarrow import types
 
 from monitor.errors import InvalidEventError
 
-ARROW_START: Final = b"\xff\xff\xff\xff"  # continuation marker of an encapsulated IPC message
 _SMALLEST_ROW: Final = 8  # bytes of a row: its time
 _POINTER: Final = 8  # bytes of a value in a list, whatever it is
 _NOT_PACKED: Final = 2**64 - 1
@@ -35,24 +34,26 @@ def read_rows(value: bytes, *, max_bytes: int, max_columns: int) -> list[dict[st
     Raises:
         InvalidEventError: ``not_json``: no stream, or a damaged one; ``too_large``: above a bound.
     """
+    batches = read_batches(value, max_bytes=max_bytes, max_columns=max_columns)
     try:
-        return [
-            row
-            for batch in _batches(value, max_bytes, max_columns)
-            for row in in_utc(batch).to_pylist()
-        ]
+        return [row for batch in batches for row in in_utc(batch).to_pylist()]
     except _DAMAGE as err:
         raise _damaged(err) from None
 
 
 def read_table(value: bytes, *, max_bytes: int, max_columns: int) -> pa.Table:
     """The same as columns, as they came."""
+    batches = read_batches(value, max_bytes=max_bytes, max_columns=max_columns)
+    if batches:
+        return pa.Table.from_batches(batches)
+    with pa.ipc.open_stream(value) as stream:
+        return stream.schema.empty_table()
+
+
+def read_batches(value: bytes, *, max_bytes: int, max_columns: int) -> list[pa.RecordBatch]:
+    """The same, batch by batch."""
     try:
-        batches = list(_batches(value, max_bytes, max_columns))
-        if batches:
-            return pa.Table.from_batches(batches)
-        with pa.ipc.open_stream(value) as stream:
-            return stream.schema.empty_table()
+        return _batches(value, max_bytes, max_columns)
     except _DAMAGE as err:
         raise _damaged(err) from None
 
@@ -65,25 +66,32 @@ def _damaged(err: Exception) -> InvalidEventError:
     return InvalidEventError("not_json", f"Arrow stream: {type(err).__name__}")
 
 
-def _batches(value: bytes, max_bytes: int, max_columns: int) -> Iterator[pa.RecordBatch]:
-    rows = weight = 0
+def _batches(value: bytes, max_bytes: int, max_columns: int) -> list[pa.RecordBatch]:
+    found: list[pa.RecordBatch] = []
+    rows = weighed = weight = 0
+    most = _UNPACKED * max_bytes
     size = sum(map(_unpacked, pa.ipc.MessageReader.open_stream(value)))
-    if size > _UNPACKED * max_bytes:
+    if size > most:
         raise InvalidEventError("too_large", f"{size} bytes when it is unpacked")
     with pa.ipc.open_stream(value) as stream:
         if len(stream.schema) > max_columns:
             raise InvalidEventError("too_large", f"{len(stream.schema)} columns")
+        width = _flat_width(stream.schema)
         for batch in stream:
             rows += batch.num_rows
             if rows > max_bytes // _SMALLEST_ROW:
                 raise InvalidEventError("too_large", f"{rows} rows")
             batch.validate(full=True)  # damaged offsets would be followed out of the buffer
-            weight += sum(map(_weight, batch.columns))
-            if weight > _UNPACKED * max_bytes:
+            found.append(batch)
+            if width is not None and rows * width * _POINTER + size <= most:
+                continue  # where no value stands in two rows, they weigh no more than this
+            weight += sum(_weight(column) for each in found[weighed:] for column in each.columns)
+            weighed = len(found)
+            if weight > most:
                 raise InvalidEventError(
                     "too_large", f"{weight} bytes of values, counted with repeats"
                 )
-            yield batch
+    return found
 
 
 def _unpacked(message: pa.ipc.Message) -> int:
@@ -133,6 +141,19 @@ def in_utc(batch: pa.RecordBatch, name: str = "ts") -> pa.RecordBatch:
     column = batch.column(index)
     exact = column.type.unit != "ns"  # of nanoseconds the rest is cut off; no other unit has one
     return batch.set_column(index, name, pc.cast(column, pa.timestamp("us", "UTC"), safe=exact))
+
+
+def _flat_width(schema: pa.Schema) -> int | None:
+    """Values of a row; ``None`` where a value may stand in several rows, or a row have any number of them."""
+    kinds, width = [field.type for field in schema], 0
+    while kinds:
+        kind = kinds.pop()
+        width += 1
+        if types.is_struct(kind):
+            kinds += [kind.field(i).type for i in range(kind.num_fields)]
+        elif not (types.is_primitive(kind) or types.is_string(kind)):
+            return None
+    return width
 
 
 def _weight(array: pa.Array) -> int:

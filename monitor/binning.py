@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from monitor.lookup import Lookup, Points
-from monitor.raw import MAX_CATEGORY_BYTES, Mark, numbers, square_sum, text_of
+from monitor.raw import MAX_CATEGORY_BYTES, Mark, by_value, numbers, square_sum, text_of
 from monitor.raw import SPECIALS as SPECIALS
 from monitor.raw import Codes as Codes
 from monitor.raw import Encoded as Encoded
@@ -226,16 +226,23 @@ class CategoricalBins:
 
     def encode(self, raw: Raw) -> Encoded:
         """Codes of a column. Numbers and booleans count as their text; lists and objects have the wrong type. O(n)."""
-        rows: Sequence[Any] = raw.to_pylist() if isinstance(raw, pa.Array) else raw
         other = len(self.categories)
         table: dict[Any, int] = {c: i for i, c in enumerate(self.categories)}
         table[None] = self.bins + SPECIALS.index("missing")
+        table |= {mark: self.bins + SPECIALS.index(mark.name) for mark in Mark}
+        if isinstance(raw, pa.Array):
+            if (found := by_value(raw)) is not None:  # each distinct one is looked up once
+                values, place = found
+                texts = [text_of(value) for value in values]
+                codes = np.array([table.get(t, other) for t in texts], dtype=np.intp)[place]
+                unseen = [texts[i] for i in place[codes == other].tolist()]
+                return Encoded(codes, unseen=unseen)
+            raw = raw.to_pylist()
+        rows: Sequence[Any] = raw
         if not set(map(type, rows)) <= {str, NoneType}:
             rows = [text_of(value) for value in rows]
-            table |= {mark: self.bins + SPECIALS.index(mark.name) for mark in Mark}
         codes = np.fromiter(map(table.get, rows, repeat(other)), dtype=np.intp, count=len(rows))
-        unseen = [rows[i] for i in np.flatnonzero(codes == other).tolist()]
-        return Encoded(codes, unseen=unseen)
+        return Encoded(codes, unseen=[rows[i] for i in np.flatnonzero(codes == other).tolist()])
 
 
 Bins = NumericBins | CategoricalBins

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from monitor.errors import InvalidEventError
 from monitor.events import Limits, parsed
-from monitor.inference import About
+from monitor.inference import MAX_ID, About
 
 _OK: Final = 200
 _BENTOML: Final = frozenset({"timestamp", "request_id", "trace_id", "bento_meta"})
@@ -191,9 +191,9 @@ def _id(row: Mapping[str, Any], *names: str) -> str:
     if (
         isinstance(found, bool)
         or not isinstance(found, str | int)
-        or not 0 < len(str(found)) <= 200
+        or not 0 < len(str(found)) <= MAX_ID
     ):
-        raise InvalidEventError("missing_field", f"no {' and no '.join(names)} of 1 to 200 characters")  # fmt: skip
+        raise InvalidEventError("missing_field", f"no {' and no '.join(names)} of 1 to {MAX_ID} characters")  # fmt: skip
     return str(found)
 
 

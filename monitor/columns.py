@@ -13,11 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from monitor.binning import Encoded, Ints, Raw, category_text
+from monitor.binning import Codes, Encoded, Ints, Raw, category_text
 from monitor.counting import Grouping, profile_groupings
 from monitor.errors import ConfigError, IncompatibleError
-from monitor.events import Event
+from monitor.events import TAG, Event
 from monitor.profile import LATENCY, PREDICTION, SCORE, Layout, Profile
+from monitor.raw import by_value
 
 OTHER_SEGMENT: Final = "__other__"
 RESERVED: Final = frozenset(
@@ -26,7 +27,6 @@ RESERVED: Final = frozenset(
 MAX_FEATURES: Final = (
     2_000  # of a model without a spec: a producer may invent a name for every event
 )
-_TAG: Final = "tags."
 _MAX_INT: Final = 1 << 63
 
 
@@ -39,7 +39,7 @@ class Columns:
         features: name -> ``n`` raw values.
         outputs: the same for prediction, score and latency (``$`` names).
         errors: ``(n,)`` whether the event carries an error.
-        tags: ``n`` dictionaries, for segments by ``tags.NAME``.
+        tags: for segments by ``tags.NAME``: ``n`` dictionaries, or a raw column by name.
         labels: ``n`` labels, where a reference file has them.
     """
 
@@ -47,7 +47,7 @@ class Columns:
     features: Mapping[str, Raw]
     outputs: Mapping[str, Raw]
     errors: npt.NDArray[np.bool_]
-    tags: Sequence[Mapping[str, Any] | None]
+    tags: Sequence[Mapping[str, Any] | None] | Mapping[str, Raw]
     labels: Raw | None = None
 
     @property
@@ -70,12 +70,35 @@ class Columns:
 
     def segment_values(self, dimension: str) -> list[str]:
         """Text of a segment dimension in each row: a feature, or ``tags.NAME``; missing is ``""``, and what has no text ``__other__``."""
-        if dimension.startswith(_TAG):
-            raw: Iterable[Any] = ((tags or {}).get(dimension[len(_TAG) :]) for tags in self.tags)
-        else:
-            column = self.field(dimension)
-            raw = column.to_pylist() if isinstance(column, pa.Array) else column
-        return ["" if v is None else category_text(v) or OTHER_SEGMENT for v in raw]
+        return [_segment(value) for value in _listed(self._dimension(dimension))]
+
+    def segment_codes(self, dimension: str, values: Sequence[str]) -> Codes:
+        """``(n,)`` the place of each row's segment among ``values``, or behind them."""
+        place = {value: i for i, value in enumerate(values)}
+        raw = self._dimension(dimension)
+        if isinstance(raw, pa.Array) and (found := by_value(raw)) is not None:
+            distinct, codes = found
+            places = [place.get(_segment(value), len(values)) for value in distinct]
+            return np.array(places, dtype=np.intp)[codes]
+        each = [place.get(_segment(value), len(values)) for value in _listed(raw)]
+        return np.array(each, dtype=np.intp)
+
+    def _dimension(self, dimension: str) -> Raw:
+        if not dimension.startswith(TAG):
+            return self.field(dimension)
+        name = dimension.removeprefix(TAG)
+        if isinstance(self.tags, Mapping):
+            return self.tags[name]
+        return [(tags or {}).get(name) for tags in self.tags]
+
+
+def _segment(value: Any) -> str:
+    return "" if value is None else category_text(value) or OTHER_SEGMENT
+
+
+def _listed(raw: Raw) -> Iterable[Any]:
+    values: Iterable[Any] = raw.to_pylist() if isinstance(raw, pa.Array) else raw
+    return values
 
 
 def from_events(events: Sequence[Event], names: Iterable[str]) -> Columns:

@@ -26,8 +26,8 @@ from urllib.parse import unquote
 import msgspec
 
 from monitor.errors import InvalidEventError
-from monitor.events import ENVELOPE, SIDES, Limits, Side, depth_over, where
-from monitor.inference import About
+from monitor.events import ENVELOPE, SIDES, Limits, Side, refuse_deep, where
+from monitor.inference import MAX_ID, About
 
 HalfFate = Literal[
     "joined",  # with its other half: one prediction
@@ -38,7 +38,6 @@ HalfFate = Literal[
 ]
 HALF_FATES: Final[tuple[HalfFate, ...]] = get_args(HalfFate)
 Key: TypeAlias = tuple[str, str, str]
-_MAX_ID: Final = 200  # events are cut at 256, and rows add their number
 _AZURE_PARTS: Final = {"onlineEndpoints": "model", "deployments": "version"}
 _FEEDBACK: Final = "io.seldon.serving.feedback"
 
@@ -84,8 +83,7 @@ def structured(value: bytes, limits: Limits) -> Envelope:
     Raises:
         InvalidEventError: it is none.
     """
-    if depth_over(value, limits.json_depth):
-        raise InvalidEventError("too_large", f"nested deeper than {limits.json_depth}")
+    refuse_deep(value, limits)
     try:
         fields = ENVELOPE.decode(value)
         raws = {name: bytes(raw) for name, raw in fields.items()}
@@ -131,8 +129,8 @@ def half_of(
     # Seldon's and Azure's id is of the event; both halves have these.
     ids = (said.get(name) for name in ("correlationid", "requestid", "id"))
     id_ = next(filter(None, ids), "")
-    if not 0 < len(id_) <= _MAX_ID:
-        raise InvalidEventError("missing_field", f"an id of 1 to {_MAX_ID} characters, which request and response share")  # fmt: skip
+    if not 0 < len(id_) <= MAX_ID:
+        raise InvalidEventError("missing_field", f"an id of 1 to {MAX_ID} characters, which request and response share")  # fmt: skip
     azure = _azure(said.get("source", "")) if kind.startswith("azureml.") else {}
     named = model or said.get("inferenceservicename") or azure.get("model", "")
     if not named:

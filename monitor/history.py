@@ -26,7 +26,7 @@ _COUNTS: Final = (*SPECIALS, *FLAGS)
 class Extent(msgspec.Struct, frozen=True):
     """What is stored of a model in some time: windows that can be judged, and those that cannot.
 
-    ``left_out`` windows are of another binning, because the reference changed, or of a size that the spec does not have any more.
+    ``left_out`` windows are of another binning, because the reference changed, or of a size that the spec does not have any more, or so old that their features are gone.
     """
 
     windows: int
@@ -52,6 +52,7 @@ class History:
         self._scope = {
             "model": model,
             "bins_id": layout.bins_id,
+            "field": layout.fields[0].name if layout.fields else "",
             "sizes": list(sizes_ms),
             "from_ms": from_ms,
             "to_ms": to_ms,
@@ -94,6 +95,8 @@ class History:
             parts = [list(part) for _, part in groupby(members, key=rows.contribution)]
             if rows.contribution(parts[0][0]):
                 continue  # all of it was late: such a window never closed
+            if self._layout.fields and len(parts[0]) == 1:
+                continue  # kept no longer, but for its numbers
             profile = rows.profile(self._layout, parts[0])
             for part in parts[1:]:
                 profile += rows.profile(self._layout, part)

@@ -26,6 +26,7 @@ Row: TypeAlias = dict[str, Any]
 Columns: TypeAlias = dict[str, list[Any]]
 """Values by name; of a column that is wide, a value is a list."""
 
+MAX_ID: Final = 200  # characters: events are cut at 256, and rows add their number
 MAX_ROWS: Final = 1 << 15  # of a body of 1 MiB: an event with all that is required has 32 bytes
 # Of the events of one body: names that stand in it once stand in each of them.
 MAX_EVENT_BYTES: Final = 16 << 20

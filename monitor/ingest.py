@@ -29,7 +29,9 @@ from monitor.errors import DriftlineError, InvalidEventError, TransientError
 from monitor.events import (
     ARROW_TYPE,
     CLOUDEVENT_TYPE,
+    JSON_HEADERS,
     JSON_TYPE,
+    MAX_BODY,
     RAW_LIST,
     Event,
     Limits,
@@ -37,6 +39,8 @@ from monitor.events import (
     Record,
     decode_message,
     parsed,
+    parts,
+    record_of,
     refuse_many,
     where,
 )
@@ -46,14 +50,11 @@ from monitor.labels import Receipt
 from monitor.store import Store
 from monitor.tables import FOREVER_MS
 
-MAX_BODY: Final = 1_000_000  # with its headers it is a message that a broker takes, 1 MiB
-_CHUNK: Final = 512 << 10  # of events that go in one message
 LINES_TYPE: Final = "application/x-ndjson"
 BATCH_TYPE: Final = "application/cloudevents-batch+json"
 _FRESH_MS: Final = 10_000  # for which a spec is not asked for again
 _MAX_KNOWN: Final = 1_000
 _MAX_ATTRIBUTE: Final = 256
-_JSON: Final = {"content-type": JSON_TYPE.encode()}
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ class Ingest:
         if media_type == ARROW_TYPE:
             self._arrow(haul, body)
         elif media_type == JSON_TYPE and body.lstrip()[:1] != b"[":
-            self._forward(haul, 1, body, _JSON)
+            self._forward(haul, 1, body, JSON_HEADERS)
         else:
             for number, row in enumerate(_rows(haul, body, media_type, self._limits), 1):
                 self._add(haul, number, row)
@@ -177,7 +178,11 @@ class Ingest:
             haul.waiting += due
             for half in due:
                 self._alone(alone, half)
-            records = [*haul.records, *alone.records, *_packed([*haul.events, *alone.events])]
+            records = [
+                *haul.records,
+                *alone.records,
+                *map(record_of, parts([*haul.events, *alone.events])),
+            ]
             if records:
                 self._post(records)
         haul.receipt.accepted = haul.size
@@ -388,24 +393,3 @@ def _filtered(body: bytes, good: Sequence[bool], limits: Limits) -> bytes | None
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue() if sink.tell() <= limits.message_bytes else None
-
-
-def _packed(events: Sequence[tuple[str | None, bytes]]) -> Iterator[Record]:
-    """As few messages as they fit into: one body is one message, and is taken or not, unless it is large."""
-    part: list[tuple[str | None, bytes]] = []
-    size = 0
-    for event in events:
-        if part and size + len(event[1]) > _CHUNK:
-            yield _record(part)
-            part, size = [], 0
-        part.append(event)
-        size += len(event[1]) + 1
-    if part:
-        yield _record(part)
-
-
-def _record(events: Sequence[tuple[str | None, bytes]]) -> Record:
-    if len(events) == 1:
-        key, value = events[0]
-        return Record(key, value, _JSON)
-    return Record(None, b"[" + b",".join(value for _, value in events) + b"]", _JSON)

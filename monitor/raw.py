@@ -119,6 +119,16 @@ def finite_values(raw: Raw) -> Floats:
     return values[np.isfinite(values)]
 
 
+def by_value(raw: pa.Array) -> tuple[list[Any], Codes] | None:
+    """The values of a column of scalars, and the place of each row's among them; missing is ``None``, the last of them. ``None``: it is of other values."""
+    if not any(is_kind(raw.type) for is_kind in _SCALARS):
+        return None
+    found = raw.dictionary_encode()
+    values = [*found.dictionary.to_pylist(), None]
+    codes = found.indices.fill_null(len(values) - 1).to_numpy()
+    return values, codes.astype(np.intp)
+
+
 def category_text(value: object) -> str | None:
     """Text under which a value counts as a category; ``None`` if it is missing, no scalar, or over ``MAX_CATEGORY_BYTES``."""
     text = text_of(value)
@@ -176,3 +186,10 @@ def _is_none(raw: Sequence[Any]) -> npt.NDArray[np.bool_]:
 
 
 _FLOAT64: Final = pa.float64()
+_SCALARS: Final = (
+    pa.types.is_string,
+    pa.types.is_dictionary,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+)

@@ -71,6 +71,11 @@ class Recent:
         assert under_way is not None
         return under_way.result()
 
+    def forget(self) -> None:
+        """Something has changed: whoever asks from now on waits for a look that begins after this."""
+        with self._lock:
+            self._kept.clear()
+
     def _look(self, answer: _Answer, look: Look, now_s: float) -> Any:
         try:
             value = look()

@@ -369,7 +369,7 @@ class _Draft:
     def _see_field(self, name: str, raw: Raw) -> None:
         kind = self._kinds.get(name)
         if kind is None:
-            kind = _infer(raw)
+            kind = kind_of(raw)
             if kind is None:
                 return  # all missing so far
             self._kinds[name] = kind
@@ -428,11 +428,7 @@ class _Count:
         present, where = np.unique(block, return_inverse=True)
         names, groupings = [[""]], [Grouping(where, len(present))]
         for dimension, values in self._segments.items():
-            index = {value: i for i, value in enumerate(values)}
-            codes = np.array(
-                [index.get(v, len(values)) for v in columns.segment_values(dimension)],
-                dtype=np.intp,
-            )
+            codes = columns.segment_codes(dimension, values)
             names.append([f"{dimension}={value}" for value in (*values, OTHER_SEGMENT)])
             groupings.append(Grouping(codes * len(present) + where, len(names[-1]) * len(present)))
         counted = columns.profiles(self.layout, groupings)
@@ -458,7 +454,7 @@ def _tally(counts: dict[str, int], values: Iterable[Any]) -> None:
             counts[text] = counts.get(text, 0) + 1
 
 
-def _infer(raw: Raw) -> str | None:
+def kind_of(raw: Raw) -> str | None:
     """``numeric`` if every value that is there is a number, ``categorical`` else, ``None`` if nothing is there."""
     if isinstance(raw, pa.Array):
         if raw.null_count == len(raw):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -213,6 +213,21 @@ def value_text(value: object) -> str | None:
             raise ValueError(f"{type(value).__name__} is neither a class nor a finite number")
 
 
+def class_text(value: object) -> str | None:
+    """The same; ``None`` also of what has none, as a list of probabilities."""
+    try:
+        return value_text(value)
+    except ValueError:
+        return None
+
+
+def texts_of(column: pa.Array, text: Callable[[object], str | None] = value_text) -> pa.Array:
+    """The ``text`` of each value of a column; each distinct one is looked at once."""
+    encoded = column.dictionary_encode()
+    texts = pa.array([text(value) for value in encoded.dictionary.to_pylist()], pa.string())
+    return texts.take(encoded.indices)
+
+
 def scored_table(message: pa.Table, *, origin: str) -> pa.Table:
     """Rows of ``predictions`` in a message of ``scored``.
 
@@ -227,7 +242,7 @@ def scored_table(message: pa.Table, *, origin: str) -> pa.Table:
     plain = {name: _plain(message.column(name)) for name in _SCORED}
     rows = np.arange(message.num_rows).astype("U20")
     plain["id"] = pc.coalesce(plain["id"], pa.array(np.char.add(f"@{origin}:", rows), pa.string()))
-    plain["prediction"] = _texts(plain["prediction"])
+    plain["prediction"] = texts_of(plain["prediction"])
     plain["segments"] = _segment_names(plain["segments"])
     schema = SCHEMAS["predictions"]
     return pa.table({field.name: pc.cast(plain[field.name], field.type) for field in schema})
@@ -357,13 +372,6 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         return array.dictionary_decode()
     return array
-
-
-def _texts(column: pa.Array) -> pa.Array:
-    """``value_text`` of a column: each distinct value once."""
-    encoded = column.dictionary_encode()
-    texts = pa.array([value_text(value) for value in encoded.dictionary.to_pylist()], pa.string())
-    return texts.take(encoded.indices)
 
 
 def _segment_names(column: pa.Array) -> pa.Array:

@@ -15,20 +15,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from monitor import wire
+from monitor import columnar, wire
 from monitor.binning import Codes, Ints
-from monitor.columns import OTHER_SEGMENT, Columns, encode_sample, from_events
+from monitor.columns import OTHER_SEGMENT, Columns, encode_sample
 from monitor.counting import Grouping
 from monitor.errors import InvalidEventError
-from monitor.events import Aliases, Event, Limits, decode_message
+from monitor.events import Event, Limits, decode_messages, is_arrow, is_plain
+from monitor.kernel import Form, Found, Kernel, Read, nothing
 from monitor.panes import SourceMark
+from monitor.profile import Profile
 from monitor.reference import Reference
+from monitor.rows import Rows, coded, distinct
 from monitor.spec import ModelSpec
-from monitor.tables import value_text
 from streams.models import Model, aliases_of
 from streams.topics import partition_of
 
@@ -57,9 +60,8 @@ SCORED_SCHEMA: Final = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SourceMessage:
-    """A message of ``predictions``, as it was read."""
+class SourceMessage(msgspec.Struct, frozen=True, gc=False):
+    """A message of ``predictions``, as it was read. There are thousands in a batch: a dataclass would take ten times as long to make."""
 
     partition: int
     offset: int
@@ -102,12 +104,98 @@ class Policy:
     auto_register: bool
 
 
-@dataclass(slots=True)
-class _Row:
-    """An accepted event and where it came from."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Accepted:
+    """The events that are to be counted, ``n`` of them in the order in which they were read.
 
-    event: Event
-    partition: int
+    Attributes:
+        ts_ms: ``(n,)`` the time of each.
+        source: ``(n,)`` the source partition of each.
+        read: by model, those that were read as columns, and their places.
+        decoded: by model, the others, and their places.
+    """
+
+    ts_ms: Ints
+    source: Codes
+    read: Mapping[str, Sequence[tuple[Read, Codes]]]
+    decoded: Mapping[str, tuple[Sequence[Event], Codes]]
+
+    def of_model(self) -> Iterator[tuple[str, Codes]]:
+        """Each model by name, in order, and the places of its events."""
+        for name in sorted({*self.read, *self.decoded}):
+            parts = [places for _, places in self.read.get(name, ())]
+            if name in self.decoded:
+                parts.append(self.decoded[name][1])
+            yield name, np.concatenate(parts)
+
+    def rows(self, name: str, features: Iterable[str]) -> Iterator[Rows]:
+        """The events of a model as columns."""
+        for read, places in self.read.get(name, ()):
+            yield Rows.of_read(read, places)
+        if name in self.decoded:
+            yield Rows.of_events(*self.decoded[name], features)
+
+    def events(self, name: str) -> Sequence[Event]:
+        """The events of a model that are never read as columns, as it has no reference."""
+        return self.decoded[name][0]
+
+
+class Reader:
+    """Reads batches as columns: plain JSON by the kernel, and Arrow. Mutable: it remembers the models that it met, as the kernel has to know them beforehand."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
+        self._kernel = Kernel({})
+
+    def read(
+        self,
+        messages: Sequence[SourceMessage],
+        newest: Callable[[str], Model | None],
+        limits: Limits,
+        now_ms: int,
+    ) -> Found:
+        """What can be read so; models of which something is new the kernel does not know any more."""
+        known = {name: model for name, model in self._models.items() if newest(name) is model}
+        if len(known) < len(self._models):
+            self._know(known)
+        values = [
+            (message.value or b"") if not message.headers or is_plain(message.headers) else b""
+            for message in messages
+        ]
+        found = self._kernel.read(values, limits, now_ms=now_ms)
+        arrow = [b""] * len(messages)
+        for i in np.flatnonzero(found.rows_of == 0).tolist():
+            value = messages[i].value or b""
+            if is_arrow(value, messages[i].headers) and len(value) <= limits.message_bytes:
+                arrow[i] = value
+        if not any(arrow):
+            return found
+        return found + columnar.read(arrow, lambda name: _form(newest(name)), limits, now_ms=now_ms)
+
+    def learn(self, names: Iterable[str], newest: Callable[[str], Model | None]) -> None:
+        """Remember these models, of which events were decoded."""
+        met = {
+            name: model
+            for name in names
+            if name not in self._models
+            and (model := newest(name)) is not None
+            and model.reference is not None
+        }
+        if met:
+            self._know(self._models | met)
+
+    def _know(self, models: dict[str, Model]) -> None:
+        self._models = models
+        forms = ((name, _form(model)) for name, model in models.items())
+        self._kernel = Kernel({name: form for name, form in forms if form is not None})
+
+
+def _form(model: Model | None) -> Form | None:
+    """What its events look like; ``None`` without a reference, as nobody knows then."""
+    if model is None or model.reference is None:
+        return None
+    reference = model.reference
+    return Form(reference.layout, list(reference.segments), bool(model.spec.labels.join_key))
 
 
 @dataclass(slots=True)
@@ -138,6 +226,7 @@ def profile_batch(
     idle: Iterable[int] = (),
     jumps: Mapping[int, str] | None = None,
     refusal: str | None = None,
+    reader: Reader | None = None,
 ) -> Outcome:
     """Profile a batch. Deterministic: a function of the messages, the marks and the models.
 
@@ -151,6 +240,7 @@ def profile_batch(
         idle: source partitions with nothing left to read.
         jumps: why a source partition does not start at its mark.
         refusal: why every event is to be refused as too large; ``None``: none is.
+        reader: saves time from the second batch on; the outcome is the same without it.
 
     Raises:
         TooManyProfilesError: halve the batch; a single message has to be refused.
@@ -158,35 +248,30 @@ def profile_batch(
     newest = _frozen(newest)
     counts = {partition: _Counts() for partition in marks}
     dead: list[DeadLetter] = []
-    read = _read(messages, policy.limits, now_ms, refusal, aliases_of(newest))
-    rows = list(_accepted(read, counts, dead, newest, policy, known_models))
-    late, watermarks = _lateness(rows, marks, newest)
+    accepted = _accepted(messages, counts, dead, newest, policy, known_models, now_ms, refusal, reader)  # fmt: skip
+    late, watermarks = _lateness(accepted, marks, newest)
     deltas: list[list[wire.Delta]] = [[] for _ in range(policy.partitions)]
     samples: list[list[wire.Sample]] = [[] for _ in range(policy.partitions)]
     scored: list[tuple[str, bytes]] = []
-    for name, index in _by_model(rows).items():
+    for name, places in accepted.of_model():
         target = partition_of(name, policy.partitions)
         model = newest(name)
-        chosen = [rows[i] for i in index]
-        events = [row.event for row in chosen]
+        source, is_late = accepted.source[places], late[places]
         if model is None or model.reference is None:
-            samples[target].append(_sample(name, events))
-            _count(counts, chosen, "calibrating", target, policy)
-            scored += _scored(name, events, None, None)
+            samples[target].append(_sample(name, accepted.events(name)))
+            _count(counts, source, "calibrating", target, policy)
+            scored += _scored(name, [(rows, []) for rows in accepted.rows(name, ())])
             continue
-        columns = from_events(events, model.reference.layout.features)
-        deltas[target] += _deltas(name, model.spec, model.reference, events, columns, late[index])
+        parts = [
+            (rows, _segments(model.reference, rows.columns))
+            for rows in accepted.rows(name, model.reference.layout.features)
+        ]
+        deltas[target] += _deltas(name, model.spec, model.reference, parts, late)
         if sum(len(delta.profile) for delta in deltas[target]) > MAX_PROFILE_BYTES:
             raise TooManyProfilesError(f"over {MAX_PROFILE_BYTES} bytes for one message")
-        for fate, wanted in (("late", True), ("on_time", False)):
-            _count(
-                counts,
-                [r for r, is_late in zip(chosen, late[index], strict=True) if is_late == wanted],
-                fate,
-                target,
-                policy,
-            )
-        scored += _scored(name, events, model.reference, columns)
+        _count(counts, source[is_late], "late", target, policy)
+        _count(counts, source[~is_late], "on_time", target, policy)
+        scored += _scored(name, parts)
     ends = _ends(messages, marks)
     now_idle = set(idle)
     after = {
@@ -222,23 +307,6 @@ def _frozen(newest: Callable[[str], Model | None]) -> Callable[[str], Model | No
     return once
 
 
-def _read(
-    messages: Sequence[SourceMessage],
-    limits: Limits,
-    now_ms: int,
-    refusal: str | None,
-    aliases: Aliases,
-) -> Iterator[tuple[SourceMessage, Sequence[Event | InvalidEventError]]]:
-    for message in messages:
-        outcomes = decode_message(
-            message.value, message.headers, limits, now_ms=now_ms, aliases=aliases
-        )
-        if refusal is not None:
-            yield message, [InvalidEventError("too_large", refusal)] * len(outcomes)
-        else:
-            yield message, outcomes
-
-
 def _sample(name: str, events: Sequence[Event]) -> wire.Sample:
     """The first events, as many as fit."""
     chosen = events[:SAMPLE_EVENTS]
@@ -248,29 +316,69 @@ def _sample(name: str, events: Sequence[Event]) -> wire.Sample:
 
 
 def _accepted(
-    read: Iterable[tuple[SourceMessage, Sequence[Event | InvalidEventError]]],
+    messages: Sequence[SourceMessage],
     counts: Mapping[int, _Counts],
     dead: list[DeadLetter],
     newest: Callable[[str], Model | None],
     policy: Policy,
     known_models: int,
-) -> Iterator[_Row]:
+    now_ms: int,
+    refusal: str | None,
+    reader: Reader | None,
+) -> _Accepted:
     """Events that are to be counted; the others are noted as dead, by message."""
+    reader = reader or Reader()
+    # What is refused is decoded all the same: its events are counted.
+    found = reader.read(messages, newest, policy.limits, now_ms) if refusal is None else nothing(len(messages))  # fmt: skip
+    partition = np.fromiter((m.partition for m in messages), dtype=np.intp, count=len(messages))
+    for p in np.unique(partition).tolist():
+        counts[p].events += int(found.rows_of[partition == p].sum())
+    left = np.flatnonzero(found.rows_of == 0).tolist()
+    plain = [(messages[i].value, messages[i].headers) for i in left]
+    aliases = aliases_of(newest)
+    decoded = decode_messages(plain, policy.limits, now_ms=now_ms, aliases=aliases)
     new_models: set[str] = set()
-    for message, outcomes in read:
+    events: list[Event] = []
+    came_in: list[int] = []
+    for i, outcomes in zip(left, decoded, strict=True):
+        message = messages[i]
+        if refusal is not None:
+            outcomes = [InvalidEventError("too_large", refusal)] * len(outcomes)
         rejected: list[InvalidEventError] = []
         for outcome in outcomes:
             if isinstance(outcome, Event):
                 refused = _refused(outcome.model, newest, policy, known_models, new_models)
                 if refused is None:
-                    yield _Row(outcome, message.partition)
+                    events.append(outcome)
+                    came_in.append(i)
                     continue
                 outcome = refused
             rejected.append(outcome)
-        counts[message.partition].events += len(outcomes)
-        counts[message.partition].dead += len(rejected)
+        count = counts[message.partition]
+        count.events += len(outcomes)
         if rejected:
+            count.dead += len(rejected)
             dead.append(DeadLetter(message, rejected[0], len(rejected)))
+    by_model = _by_model(events)
+    reader.learn(by_model, newest)
+    # A message was read as a whole by one way or the other: the order of messages is that of all events.
+    message_of = np.concatenate((found.message, np.array(came_in, dtype=np.intp)))
+    order = np.argsort(message_of, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    ts_ms = np.fromiter((event.ts_ms for event in events), dtype=np.int64, count=len(events))
+    return _Accepted(
+        np.concatenate((found.ts_ms, ts_ms))[order],
+        partition[message_of[order]],
+        {
+            name: [(read, place[read.row]) for read in reads]
+            for name, reads in found.of_model.items()
+        },
+        {
+            name: ([events[i] for i in index.tolist()], place[len(found.message) + index])
+            for name, index in by_model.items()
+        },
+    )
 
 
 def _refused(
@@ -291,22 +399,21 @@ def _refused(
 
 
 def _lateness(
-    rows: Sequence[_Row], marks: Mapping[int, SourceMark], newest: Callable[[str], Model | None]
+    accepted: _Accepted, marks: Mapping[int, SourceMark], newest: Callable[[str], Model | None]
 ) -> tuple[Bools, dict[int, int]]:
     """Which rows are late, and each source partition's new watermark.
 
     A row is late if its pane had closed by the watermark of its own partition when its turn came: a function of the log alone.
     A model that is calibrating has no panes.
     """
-    ts = np.fromiter((row.event.ts_ms for row in rows), dtype=np.int64, count=len(rows))
-    source = np.fromiter((row.partition for row in rows), dtype=np.int64, count=len(rows))
-    closes = np.full(len(rows), _NEVER, dtype=np.int64)
-    for name, index in _by_model(rows).items():
+    ts, source = accepted.ts_ms, accepted.source
+    closes = np.full(len(ts), _NEVER, dtype=np.int64)
+    for name, index in accepted.of_model():
         model = newest(name)
         if model is not None and model.reference is not None:
             pane = model.spec.windows.pane
             closes[index] = ts[index] // pane * pane + pane + model.spec.windows.lateness
-    late = np.zeros(len(rows), dtype=bool)
+    late = np.zeros(len(ts), dtype=bool)
     watermarks: dict[int, int] = {}
     for partition in np.unique(source):
         mine = np.flatnonzero(source == partition)
@@ -320,85 +427,100 @@ def _lateness(
 
 
 def _deltas(
-    name: str,
-    spec: ModelSpec,
-    reference: Reference,
-    events: Sequence[Event],
-    columns: Columns,
-    late: Bools,
+    name: str, spec: ModelSpec, reference: Reference, parts: Sequence[_Part], late: Bools
 ) -> Iterator[wire.Delta]:
     """One delta per (version, segment, pane, late) that occurs."""
-    versions, version = np.unique(
-        np.array([event.version for event in events], dtype=object), return_inverse=True
-    )
-    pane = columns.ts_ms // spec.windows.pane * spec.windows.pane
+    found: dict[_Key, Profile] = {}
+    for rows, segments in parts:
+        for key, profile in _profiles(spec, reference, rows, segments, late[rows.place]):
+            found[key] = found[key] + profile if key in found else profile
     bins_id = reference.layout.bins_id
+    for (version, segment, start_ms, is_late), profile in found.items():
+        yield wire.Delta(name, version, segment, start_ms, bins_id, is_late, profile.to_bytes())
+
+
+def _profiles(
+    spec: ModelSpec,
+    reference: Reference,
+    rows: Rows,
+    segments: Sequence[_Segments],
+    late: Bools,
+) -> Iterator[tuple[_Key, Profile]]:
+    panes, pane = distinct(rows.columns.ts_ms // spec.windows.pane)
+    panes *= spec.windows.pane
+    cell = (rows.version * len(panes) + pane) * 2 + late
+    whole = ([""], np.zeros(len(cell), dtype=np.intp))
     divided = [
-        (
-            segments,
-            *np.unique(
-                np.stack((version, pane, late.astype(np.int64), code)), axis=1, return_inverse=True
-            ),
-        )
-        for segments, code in _segment_codes(reference, columns)
+        (names, *distinct(cell * len(names) + code))
+        for names, code in (whole, *((of.names, of.code) for of in segments))
     ]
-    groupings = [Grouping(group.ravel(), cells.shape[1]) for _, cells, group in divided]
+    groupings = [Grouping(group, len(cells)) for _, cells, group in divided]
     if sum(grouping.groups for grouping in groupings) * reference.layout.size > MAX_CELLS:
         raise TooManyProfilesError(f"over {MAX_CELLS} numbers in the profiles of one model")
-    grouped = columns.profiles(reference.layout, groupings)
-    for (segments, cells, _), profiles in zip(divided, grouped, strict=True):
-        for (v, start, is_late, s), profile in zip(cells.T.tolist(), profiles, strict=True):
-            yield wire.Delta(
-                name,
-                str(versions[v]),
-                segments[s],
-                start,
-                bins_id,
-                bool(is_late),
-                profile.to_bytes(),
-            )
+    grouped = rows.columns.profiles(reference.layout, groupings)
+    for (names, cells, _), profiles in zip(divided, grouped, strict=True):
+        place = np.unravel_index(cells, (len(rows.versions), len(panes), 2, len(names)))
+        for v, start, is_late, s, profile in zip(
+            *map(np.ndarray.tolist, place), profiles, strict=True
+        ):
+            yield (rows.versions[v], names[s], int(panes[start]), bool(is_late)), profile
 
 
-def _segment_codes(reference: Reference, columns: Columns) -> Iterator[tuple[Sequence[str], Codes]]:
-    """Segment names and the code of each row: the whole model first, then each declared dimension."""
-    yield [""], np.zeros(columns.n, dtype=np.intp)
-    for dimension, values in reference.segments.items():
-        index = {value: i for i, value in enumerate(values)}
-        codes = np.array(
-            [index.get(v, len(values)) for v in columns.segment_values(dimension)], dtype=np.intp
-        )
-        yield [f"{dimension}={value}" for value in (*values, OTHER_SEGMENT)], codes
+@dataclass(frozen=True, slots=True, eq=False)
+class _Segments:
+    """A declared dimension: the values that the reference has, then all others, and ``(n,)`` which of them each row has."""
+
+    dimension: str
+    values: Sequence[str]
+    code: Codes
+
+    @property
+    def names(self) -> Sequence[str]:
+        """As windows carry them."""
+        return [f"{self.dimension}={value}" for value in self.values]
 
 
-def _scored(
-    name: str, events: Sequence[Event], reference: Reference | None, columns: Columns | None
-) -> Iterator[tuple[str, bytes]]:
+def _segments(reference: Reference, columns: Columns) -> list[_Segments]:
+    return [
+        _Segments(dimension, (*values, OTHER_SEGMENT), columns.segment_codes(dimension, values))
+        for dimension, values in reference.segments.items()
+    ]
+
+
+def _scored(name: str, parts: Sequence[_Part]) -> Iterator[tuple[str, bytes]]:
     """Rows for the labels to join, as Arrow IPC. An event without id cannot be joined and is left out."""
-    keep = [i for i, event in enumerate(events) if event.id is not None]
-    segments: list[list[tuple[str, str]]] = [[] for _ in events]
-    if reference is not None and columns is not None:
-        for dimension in reference.segments:
-            for i, value in enumerate(columns.segment_values(dimension)):
-                segments[i].append(
-                    (dimension, reference.segment_of(dimension, value).partition("=")[2])
-                )
-    batch = pa.record_batch(
-        [
-            pa.array([events[i].id for i in keep], pa.string()),
-            pa.array([events[i].ts_ms for i in keep], pa.int64()),
-            pa.array([name] * len(keep), pa.string()),
-            pa.array([events[i].version for i in keep], pa.string()),
-            pa.array([segments[i] for i in keep], SCORED_SCHEMA.field("segments").type),
-            pa.array([_prediction(events[i].prediction) for i in keep], pa.string()),
-            pa.array([events[i].score for i in keep], pa.float64()),
-        ],
-        schema=SCORED_SCHEMA,
-    )
+    batch = pa.concat_batches([_scored_rows(name, *part) for part in parts])
+    if len(parts) > 1:
+        batch = batch.take(np.argsort(np.concatenate([rows.place for rows, _ in parts])))
+    if batch.column("id").null_count:
+        batch = batch.filter(batch.column("id").is_valid())
     for piece in _pieces(batch):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, SCORED_SCHEMA) as writer:
             writer.write_batch(piece)
         yield name, sink.getvalue().to_pybytes()
+
+
+def _scored_rows(name: str, rows: Rows, segments: Sequence[_Segments]) -> pa.RecordBatch:
+    n, dimensions = len(rows.place), len(segments)
+    values = [pa.array(of.values, pa.string()).take(pa.array(of.code)) for of in segments]
+    # Row by row: the columns behind each other, each taken in turns.
+    turns = np.arange(n * dimensions).reshape(dimensions, n).T.ravel()
+    items = pa.concat_arrays(values).take(pa.array(turns)) if values else pa.array([], pa.string())
+    keys = pa.array([of.dimension for of in segments] * n, pa.string())
+    offsets = np.arange(n + 1, dtype=np.int32) * dimensions
+    return pa.record_batch(
+        [
+            rows.ids,
+            pa.array(rows.columns.ts_ms),
+            pa.repeat(pa.scalar(name), n),
+            pa.array(rows.versions, pa.string()).take(pa.array(rows.version)),
+            pa.MapArray.from_arrays(offsets, keys, items),
+            rows.predictions,
+            rows.scores,
+        ],
+        schema=SCORED_SCHEMA,
+    )
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -411,33 +533,23 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch
 
 
-def _prediction(value: object) -> str | None:
-    """Text to compare labels with; what is no class and no number (a list of probabilities) has none."""
-    try:
-        return value_text(value)
-    except ValueError:
-        return None
-
-
-def _by_model(rows: Sequence[_Row]) -> dict[str, Codes]:
-    index: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        index.setdefault(row.event.model, []).append(i)
-    return {name: np.array(index[name], dtype=np.intp) for name in sorted(index)}
+def _by_model(events: Sequence[Event]) -> dict[str, Codes]:
+    names, code = coded([event.model for event in events])
+    order = np.argsort(code, kind="stable")
+    cuts = np.searchsorted(code[order], np.arange(1, len(names)))
+    return dict(zip(names, np.split(order, cuts), strict=True)) if names else {}
 
 
 def _count(
-    counts: Mapping[int, _Counts], rows: Iterable[_Row], fate: str, target: int, policy: Policy
+    counts: Mapping[int, _Counts], source: Codes, fate: str, target: int, policy: Policy
 ) -> None:
-    for row in rows:
-        counts[row.partition].add(fate, target, policy.partitions, 1)
+    for partition, n in zip(*np.unique(source, return_counts=True), strict=True):
+        counts[int(partition)].add(fate, target, policy.partitions, int(n))
 
 
 def _ends(messages: Iterable[SourceMessage], marks: Mapping[int, SourceMark]) -> dict[int, int]:
     ends = {partition: mark.position for partition, mark in marks.items()}
-    for message in messages:
-        ends[message.partition] = message.offset + 1
-    return ends
+    return ends | {message.partition: message.offset + 1 for message in messages}
 
 
 def _link(
@@ -463,5 +575,7 @@ def _link(
     )
 
 
+_Part: TypeAlias = tuple[Rows, Sequence[_Segments]]
+_Key: TypeAlias = tuple[str, str, int, bool]  # version, segment, start of the pane, late
 _NONE: Final = -(2**62)
 _NEVER: Final = 2**63 - 1

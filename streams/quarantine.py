@@ -35,7 +35,7 @@ from monitor.errors import TransientError
 from monitor.panes import SourceMark
 from monitor.settings import PREFIX
 from streams.models import Model
-from streams.profiling import Policy, SourceMessage, profile_batch
+from streams.profiling import Policy, Reader, SourceMessage, profile_batch
 
 COMMAND: Final = (sys.executable, "-m", "streams.quarantine")
 GROUP: Final = 250  # messages: a group is split only where a child ended in it
@@ -200,7 +200,10 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     job = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Job)
     models = [Model(*references.load(record)) for record in job.models]
-    newest = {model.spec.model: model for model in models}.get
+    by_name = {model.spec.model: model for model in models}
+    newest = by_name.get
+    reader = Reader()
+    reader.learn(by_name, newest)
     # Loads pandas where that is installed, and reserves a GiB: longer and more than a message may take.
     pa.array([0])
     _restrict()
@@ -214,6 +217,7 @@ def main() -> None:
                 job.policy,
                 now_ms=job.now_ms,
                 known_models=len(models),
+                reader=reader,
             )
             for message in outcome.profiles:
                 wire.encode(message)

@@ -19,12 +19,13 @@ INDEX = pa.array(np.zeros(N, dtype=np.int8))
 LONG = "x" * 400_000
 
 
-def stream(*columns: Any, compression: str | None = None) -> bytes:
+def stream(*columns: Any, compression: str | None = None, batches: int = 1) -> bytes:
     batch = pa.record_batch(list(columns), names=[f"c{i}" for i in range(len(columns))])
     out = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(out, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
+        for rows_of in np.array_split(np.arange(len(batch)), batches):
+            writer.write_batch(batch.slice(int(rows_of[0]), len(rows_of)))
     return out.getvalue()
 
 
@@ -105,6 +106,14 @@ def test_what_unpacks_to_more_is_refused_before_it_is_unpacked(
 def test_many_columns_of_nulls_count_by_their_cells() -> None:
     with pytest.raises(InvalidEventError, match="of values"):
         rows(stream(*[pa.nulls(100_000)] * 90))
+
+
+@pytest.mark.parametrize("batches", [1, 10])
+def test_all_batches_of_a_message_weigh_together(batches: int) -> None:
+    numbers = [pa.array(np.zeros(2 * N, dtype=np.int8))] * 20
+    assert len(rows(stream(*numbers[:10], compression="zstd", batches=batches))) == 2 * N
+    with pytest.raises(InvalidEventError, match="counted with repeats"):
+        rows(stream(*numbers, compression="zstd", batches=batches))
 
 
 @pytest.mark.parametrize("compression", [None, "zstd", "lz4"])

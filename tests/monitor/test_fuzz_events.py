@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from monitor import reference as references
 from monitor import wire
 from monitor.errors import REJECT_REASONS, IncompatibleError, InvalidEventError
-from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, Event, Limits, decode_message
+from monitor.events import (
+    ARROW_TYPE,
+    CLOUDEVENT_TYPE,
+    Event,
+    Limits,
+    Outcome,
+    decode_message,
+    decode_messages,
+)
 from monitor.reference import Reference
 from monitor.spec import ModelSpec
 from tests.monitor.builders import NOW, START, body, columns, event, past, spec
@@ -218,3 +226,82 @@ def grown() -> int:
 def test_a_time_that_no_window_can_be_stored_under_is_refused(ts: Any) -> None:
     (outcome,) = decode_message(body(event(START) | {"ts": ts}), {}, LIMITS, now_ms=NOW)
     assert isinstance(outcome, InvalidEventError)
+
+
+def _texts(outcomes: list[Outcome]) -> list[object]:
+    """Outcomes that can be compared."""
+    return [
+        (o.reason, o.detail) if isinstance(o, InvalidEventError) else msgspec.structs.astuple(o)
+        for o in outcomes
+    ]
+
+
+GOOD = body(event(START, id=None, tags={"order": 7}))
+LINE = b'{"ts":%d,"model":"m","prediction":1' % START
+# Halves that are whole together, wholes that are two, and what a line break or an envelope would make of them.
+PIECES = (
+    GOOD,
+    GOOD,
+    LINE + b"}",
+    LINE + b"} ",
+    b" " + LINE + b"}",
+    LINE + b'\n,"id":"x"}',
+    LINE + b"}\n",
+    LINE + b"}" + LINE + b"}",
+    LINE + b"}\n" + LINE + b"}",
+    LINE + b"}," + LINE + b"}",
+    LINE + b',"tags":{"a":[1',
+    b",2]}}",
+    b"{}",
+    b"}",
+    b"",
+    b" ",
+    b"{",
+    b"\xff",
+    b'{"ts":1,"model":"m","prediction":1}',
+    b'{"ts":"2013-02-01T00:00:00Z","model":"%s","prediction":1}' % (b"m" * 129),
+    LINE + b',"tags":' + b'{"a":' * 8 + b"1" + b"}" * 8 + b"}",
+    LINE + b',"error":"%s"}' % (b"x" * LIMITS.message_bytes),
+    *EVENTS,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.sampled_from(PIECES) | st.binary(max_size=20),
+            st.sampled_from((*HEADERS, {"content-type": b"application/json"}, {"trace": b"1"})),
+        ),
+        max_size=6,
+    ),
+    st.integers(0, 300),
+)
+@example([(LINE + b',"tags":{"a":[1', {}), (b",2]}}", {}), (LINE + b"}" + LINE + b"}", {})], 0)
+@example([(LINE + b',"\x80order":"5"}', {})], 0)  # no UTF-8 where only a join key is looked for
+@example([(LINE + b',"tags":{"a":{"b":1', {}), (b'{"c":2}}}', {}), (LINE + b"}{}", {})], 250)
+def test_messages_that_are_read_together_are_read_as_each_alone(
+    messages: list[tuple[bytes | None, dict[str, bytes]]], before: int
+) -> None:
+    messages = [(GOOD, {})] * before + messages
+    names = {"m": ["tags.order"]}
+
+    def aliases(model: str) -> list[str]:
+        return names.get(model, [])
+
+    alone = [
+        _texts(decode_message(*message, LIMITS, now_ms=NOW, aliases=aliases))
+        for message in messages
+    ]
+    together = decode_messages(messages, LIMITS, now_ms=NOW, aliases=aliases)
+    assert [_texts(found) for found in together] == alone
+
+
+def test_plain_events_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr("monitor.events.decode_message", never)
+    messages = [(GOOD, {}), (LINE + b"} ", {"content-type": b"application/json"})] * 300
+    found = list(decode_messages(messages, LIMITS, now_ms=NOW))
+    assert all(isinstance(outcome, Event) for outcomes in found for outcome in outcomes)
+    assert len(found) == 600

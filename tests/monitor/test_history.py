@@ -221,6 +221,20 @@ def test_only_windows_that_lie_inside_the_time_are_taken(link: Store, reference:
     assert (nothing.extent.windows, ends(nothing)) == (0, [])
 
 
+def test_a_window_whose_features_are_gone_is_left_out_and_counted(
+    link: Store, reference: Reference
+) -> None:
+    for minute in range(3):
+        put(link, reference, profile_at(reference, minute), minute=minute)
+    put(link, reference, profile_at(reference, 9), minute=0, contribution="late")
+    link.link.execute(
+        f"ALTER TABLE windows DELETE WHERE feature != '' AND contribution = '' AND toUnixTimestamp64Milli(start) < {START + 2 * MINUTE} SETTINGS mutations_sync = 2"
+    )
+    found = past_of(link, reference)
+    assert found.extent == history.Extent(windows=1, left_out=2)
+    assert ends(found) == [[(3, "7", "", 1)]]
+
+
 def test_other_bins_and_forgotten_sizes_are_left_out_and_counted(
     link: Store, reference: Reference
 ) -> None:

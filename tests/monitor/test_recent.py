@@ -127,3 +127,23 @@ def test_what_is_kept_is_bounded_and_goes_when_it_was_asked_for_longest_ago() ->
     ask(0)
     ask(1)
     assert (looks[0], looks[1]) == (1, 2)
+
+
+def test_what_has_changed_is_looked_up_anew_even_while_a_look_is_under_way() -> None:
+    recent, begun, gate = Recent(Clock()), threading.Event(), threading.Event()
+    assert recent.get("known", lambda: "old") == "old"
+
+    def look() -> str:
+        begun.set()
+        assert gate.wait(10)
+        return "begun before"
+
+    with ThreadPoolExecutor(1) as thread:
+        under_way = thread.submit(recent.get, "key", look)
+        assert begun.wait(10)
+        recent.forget()
+        assert recent.get("known", lambda: "new") == "new"
+        assert recent.get("key", lambda: "begun after") == "begun after"
+        gate.set()
+        assert under_way.result() == "begun before"
+    assert recent.get("key", lambda: "nobody looks") == "begun after"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -82,10 +82,16 @@ def _late_by_batch() -> AbstractContextManager[object]:
     lateness = profiling._lateness
 
     def by_batch(
-        rows: Sequence[Any], marks: Mapping[int, SourceMark], newest: Callable[..., Any]
+        accepted: Any, marks: Mapping[int, SourceMark], newest: Callable[..., Any]
     ) -> tuple[Any, dict[int, int]]:
-        one_by_one = [lateness([row], marks, newest)[0][0] for row in rows]
-        return np.array(one_by_one, dtype=bool), lateness(rows, marks, newest)[1]
+        first = np.zeros(1, dtype=np.intp)
+        late = np.zeros(len(accepted.ts_ms), dtype=bool)
+        for name, places in accepted.of_model():
+            for i in places.tolist():
+                row = accepted.ts_ms[i : i + 1], accepted.source[i : i + 1]
+                alone = profiling._Accepted(*row, {}, {name: ((), first)})
+                late[i] = lateness(alone, marks, newest)[0][0]
+        return late, lateness(accepted, marks, newest)[1]
 
     return patch("streams.profiling._lateness", by_batch)
 

@@ -18,7 +18,7 @@ from streams.delivery import FetchLog, Record, Target
 from streams.incidents import IncidentStage
 from streams.liveness import Lease
 from streams.merge import MergeStage
-from streams.profiling import Policy, SourceMessage, profile_batch
+from streams.profiling import Policy, Reader, SourceMessage, profile_batch
 from streams.runner import Effects, Incoming, StageRunner
 from streams.topics import Topics
 from streams.worker import Binding, Observer
@@ -50,6 +50,7 @@ class Profiler:
     def __init__(self, broker: Broker, member: int) -> None:
         self.broker, self.member = broker, member
         self.marks: dict[int, SourceMark] = {}
+        self.reader = Reader()
 
     def assign(self, partitions: Iterable[int]) -> None:
         """Take up partitions where their committed offsets say, as after a start, a rebalance or an unknown outcome."""
@@ -93,6 +94,7 @@ class Profiler:
             now_ms=NOW,
             known_models=len(models().models),
             idle=() if silent else set(idle) - busy,
+            reader=self.reader,
         )
         records: list[tuple[Target, Record]] = [
             ((TOPICS.profiles, p), (None, wire.encode(profiles)))

@@ -26,8 +26,8 @@ from tests.streams.test_merge import (
     Cell,
     Runner,
     World,
-    assert_same,
     counted,
+    crash_everywhere,
     judged,
     ledger,
     one,
@@ -102,7 +102,7 @@ class TestVersions:
 
     def test_a_crash_after_any_prefix_of_the_writes_changes_nothing(self) -> None:
         made = churn(2, bursts=4, per_burst=5).cut(np.random.default_rng(2), 5, 2, idling=False)
-        assert crash_everywhere(made.profiles[TARGET], TWO) > 60
+        assert crash_everywhere(TARGET, made.profiles[TARGET], TWO) > 60
 
     def test_there_are_never_more_series_than_places_and_silent_ones_go_with_their_rows(
         self,
@@ -186,7 +186,7 @@ class TestOpenPanes:
     def test_a_crash_after_any_prefix_of_the_writes_changes_nothing(self) -> None:
         sent, bounds = held_back(36, lag=8), Bounds(open_bytes=60_000)
         assert feed_all(Runner(bounds=bounds), sent).stage.overflow["open_panes"] > 0
-        assert crash_everywhere([wire.encode(profiles) for profiles in sent], bounds) > 50
+        assert crash_everywhere(TARGET, [wire.encode(profiles) for profiles in sent], bounds) > 50
 
 
 def of_model(runner: Runner, name: str) -> list[bytes]:
@@ -251,27 +251,6 @@ def feed_all(runner: Runner, profiles: Sequence[wire.Profiles]) -> Runner:
     for offset, value in enumerate(profiles):
         runner.feed(TARGET, offset, wire.encode(value))
     return runner
-
-
-def crash_everywhere(values: Sequence[bytes], bounds: Bounds) -> int:
-    """Each message killed after each of its writes, read again, and the rest after it; returns how many places that were."""
-    clean, before = Runner(bounds=bounds), Runner(bounds=bounds)
-    for offset, value in enumerate(values):
-        clean.feed(TARGET, offset, value)
-    places = 0
-    for at, value in enumerate(values):
-        copies = [dict(table) for table in before.tables]
-        total = Runner(tables=copies, bounds=bounds).feed(TARGET, at, value)
-        for prefix in range(total + 1):
-            tables = [dict(table) for table in before.tables]
-            crashed = Runner(tables=tables, outputs=list(before.outputs), bounds=bounds)
-            crashed.feed(TARGET, at, value, die_after=prefix)
-            for offset in range(at, len(values)):
-                crashed.feed(TARGET, offset, values[offset])
-            assert_same(crashed, clean)
-            places += 1
-        before.feed(TARGET, at, value)
-    return places
 
 
 NAMES = 10_000

@@ -25,6 +25,7 @@ from streams import evaluator, sink
 from streams import profiler as profiler_module
 from streams.deadletter import header_list
 from streams.profiler import Profiler
+from streams.profiling import Reader
 from streams.registry import Registry
 from tests.monitor.builders import MODEL, NOW, SECOND, START, event
 from tests.streams.builders import POLICY
@@ -140,17 +141,23 @@ def test_a_batch_whose_transaction_fails_in_any_way_is_counted_once(kafka: str) 
     assert len(bench.letters(1)) == 1
 
 
+# Why a batch goes in parts: a message of its profiles would be too large, or it is itself.
+BOUNDS = pytest.mark.parametrize("bound", ["_MAX_MESSAGE", "_PART_BYTES"])
+
+
+@BOUNDS
 def test_a_batch_that_is_too_large_goes_in_parts_and_a_failed_part_takes_the_rest_back(
-    kafka: str, monkeypatch: pytest.MonkeyPatch
+    kafka: str, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(profiler_module, "_MAX_MESSAGE", SMALL)
+    monkeypatch.setattr(profiler_module, bound, SMALL)
     bench = Bench(kafka)
     bench.send(0, *wide(60))
     make, left = failing(("commit_transaction", "before", ABORTABLE))
     drain(bench, make)
     assert left == []
     assert len(bench.read(bench.topics.profiles)) > 5 * STATES
-    assert max(len(m.value() or b"") for m in bench.read(bench.topics.profiles)) <= SMALL
+    largest = max(len(m.value() or b"") for m in bench.read(bench.topics.profiles))
+    assert largest <= SMALL or bound == "_PART_BYTES"
     account = bench.account()
     assert (account["events"], account["on_time"], account["dead"]) == (60, 60, 0)
 
@@ -230,16 +237,18 @@ class Halving(Profiler):
         return True
 
 
-def test_no_part_of_a_halved_batch_calls_a_partition_idle_that_a_later_part_has_events_of(
-    monkeypatch: pytest.MonkeyPatch,
+@BOUNDS
+def test_no_part_of_a_batch_calls_a_partition_idle_that_a_later_part_has_events_of(
+    monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(profiler_module, "_MAX_MESSAGE", SMALL)
+    monkeypatch.setattr(profiler_module, bound, SMALL)
     halving = object.__new__(Halving)  # without its clients
     halving.spoken = []
     halving._settings = ProfilerSettings(idle_after_s=0.5)
     halving._registry = cast("Registry", Live())
     halving._clock, halving._monotonic = (lambda: NOW / 1_000), (lambda: halving.now_s)
     halving._policy, halving._sent_s = POLICY, 0.0
+    halving._reader = Reader()
     halving._source = Standing(3, lambda: halving.now_s, silent={1: 99.0, 2: 99.0})
     reads = [
         profiler_module._Read(message_of(p, i, e), Message())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -62,6 +63,16 @@ def log(seed: int, n: int = 300, partitions: int = 2) -> list[SourceMessage]:
         messages.append(message(partition, position[partition], *found))
         position[partition] += 1
     return messages
+
+
+def as_arrow(given: SourceMessage) -> SourceMessage:
+    """The same events as a stream."""
+    said = msgspec.json.decode(given.value or b"")
+    rows = pa.RecordBatch.from_pylist(said if isinstance(said, list) else [said])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    return SourceMessage(given.partition, given.offset, bytes(sink.getvalue()), {})
 
 
 Sums = dict[tuple[str, str, str, int, bool], Profile]
@@ -329,9 +340,12 @@ class TestScored:
         assert sum(table.num_rows for table in scored(outcome)) == 6_000
 
 
-def test_a_refusal_makes_dead_letters_of_everything_and_still_moves_on() -> None:
+@pytest.mark.parametrize("in_form", [lambda m: m, as_arrow], ids=["JSON", "Arrow"])
+def test_a_refusal_makes_dead_letters_of_everything_and_still_moves_on(
+    in_form: Callable[[SourceMessage], SourceMessage],
+) -> None:
     outcome = profile_batch(
-        [message(0, 4, event(START), event(START))],
+        [in_form(message(0, 4, event(START), event(START)))],
         {0: SourceMark(4, START, idle=False)},
         KNOWN.newest,
         POLICY,
@@ -344,6 +358,24 @@ def test_a_refusal_makes_dead_letters_of_everything_and_still_moves_on() -> None
     ]
     assert outcome.marks == {0: SourceMark(5, START, idle=False)}
     assert all(p.deltas == [] for p in outcome.profiles)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_log_in_arrow_or_in_both_forms_becomes_what_it_becomes_in_json(seed: int) -> None:
+    messages = log(seed)
+    arrow = [as_arrow(m) for m in messages]
+    mixed = [a if i % 2 else m for i, (m, a) in enumerate(zip(messages, arrow, strict=True))]
+    outcomes = [Profiling(KNOWN.newest, marks(range(2))).batch(m) for m in (messages, arrow, mixed)]
+    expected = outcomes[0]
+    assert expected.events > 300
+    assert len(expected.dead) > 3
+    for outcome in outcomes[1:]:
+        assert plain(sums([outcome])) == plain(sums([expected]))
+        assert [p.links for p in outcome.profiles] == [p.links for p in expected.profiles]
+        assert [p.samples for p in outcome.profiles] == [p.samples for p in expected.profiles]
+        assert scored(outcome) == scored(expected)
+        assert [(d.message.offset, d.events, d.error.reason) for d in outcome.dead] == [(d.message.offset, d.events, d.error.reason) for d in expected.dead]  # fmt: skip
+        assert (outcome.marks, outcome.late) == (expected.marks, expected.late)
 
 
 @pytest.mark.parametrize("limit", [10, 1 << 20])
