@@ -27,7 +27,7 @@ VERSION: Final = "$__conditionalAll(version IN (${version:singlequote}), $versio
 PLACE: Final = f"{MODEL} AND {SEGMENT} AND size_ms = ${{size}} AND {VERSION}"
 FEATURE: Final = "feature = ${feature:singlequote}"
 # Of each model the windows that say most often how it is.
-SMALLEST: Final = "segment = '' AND (model, size_ms) IN (SELECT model, min(size_ms) FROM windows WHERE feature = '' GROUP BY model)"
+SMALLEST: Final = "segment = '' AND (model, size_ms) IN (SELECT model, min(size_ms) FROM shown_series GROUP BY model)"
 JUDGED: Final = (
     "kind IN ('data_quality', 'data_drift', 'prediction_drift', 'service') AND status != 'no_data'"
 )
@@ -80,6 +80,11 @@ def override(field: str, properties: Mapping[str, Any], *, like: bool = False) -
         "matcher": {"id": "byRegexp" if like else "byName", "options": field},
         "properties": [{"id": name, "value": value} for name, value in properties.items()],
     }
+
+
+def dashed(field: str) -> Json:
+    """Lines like this one are dashed."""
+    return override(field, {"custom.lineStyle": {"fill": "dash", "dash": [8, 6]}}, like=True)
 
 
 def linked(field: str, *links: tuple[str, str]) -> Json:
@@ -320,9 +325,9 @@ PAGE_VARIABLE: Final[Json] = {
     "skipUrlSync": False,
 }
 MODEL_VARIABLE: Final = variable(
-    "model", "Model", "SELECT DISTINCT model FROM models ORDER BY model"
+    "model", "Model", "SELECT DISTINCT model FROM shown_models ORDER BY model"
 )
-OF_WINDOWS: Final = f"FROM windows WHERE {MODEL} AND feature = ''"
+OF_WINDOWS: Final = f"FROM shown_series WHERE {MODEL}"
 PLACE_VARIABLES: Final = [
     MODEL_VARIABLE,
     variable(
@@ -344,17 +349,17 @@ PLACE_VARIABLES: Final = [
 FEATURE_VARIABLE: Final = variable(
     "feature",
     "Feature",
-    f"SELECT DISTINCT feature FROM windows WHERE {MODEL} AND feature != '' ORDER BY feature",
+    f"SELECT DISTINCT feature FROM shown_bins WHERE {MODEL} AND kind != 'vector' ORDER BY feature",
 )
 STATISTIC_VARIABLE: Final = variable(
     "statistic",
     "Statistic",
-    f"SELECT DISTINCT statistic FROM verdicts WHERE {MODEL} AND {FEATURE} ORDER BY statistic = 'psi' DESC, statistic",
+    f"SELECT DISTINCT statistic FROM shown_verdicts WHERE {MODEL} AND {FEATURE} ORDER BY statistic = 'psi' DESC, statistic",
 )
 METRIC_VARIABLE: Final = variable(
     "metric",
     "Metric",
-    f"SELECT DISTINCT arrayJoin(mapKeys(metrics)) AS name FROM performance WHERE {MODEL} ORDER BY name",
+    f"SELECT DISTINCT arrayJoin(mapKeys(metrics)) AS name FROM shown_performance WHERE {MODEL} ORDER BY name",
 )
 
 
@@ -365,7 +370,7 @@ def incidents_marked(of: str, name: str = "title") -> Json:
         "red",
         rows(
             f"SELECT opened AS time, coalesce(resolved, updated) AS timeEnd, {name} AS text, concat(cause, ',', severity) AS tags "
-            f"FROM incidents FINAL WHERE {of} AND $__timeFilter_ms(opened)"
+            f"FROM shown_incidents WHERE {of} AND $__timeFilter_ms(opened)"
         ),
     )
 
@@ -376,8 +381,8 @@ def releases_marked(of: str, name: str = "'version '") -> Json:
         "Releases",
         "blue",
         rows(
-            f"SELECT min(start) AS time, concat({name}, version, ' appears') AS text FROM windows "
-            f"WHERE {of} AND feature = '' AND version != '__other__' GROUP BY model, version HAVING $__timeFilter_ms(time)"
+            f"SELECT min(first) AS time, concat({name}, version, ' appears') AS text FROM shown_series "
+            f"WHERE {of} AND version != '__other__' GROUP BY model, version HAVING $__timeFilter_ms(time)"
         ),
     )
 
@@ -450,7 +455,7 @@ TO_MODEL: Final = (
     "Model",
     "/d/driftline-model?var-model=${__data.fields.model:percentencode}&${__url_time_range}",
 )
-TO_PAGE: Final = ("Page", "${page}/#model=${__data.fields.model:percentencode}")
+TO_PAGE: Final = ("Page", "${page}/#/models/${__data.fields.model:percentencode}")
 TO_INCIDENT: Final = (
     "Incident",
     "/d/driftline-incident?var-model=${__data.fields.model:percentencode}&var-incident=${__data.fields.id}&${__url_time_range}",
@@ -461,18 +466,18 @@ TO_FEATURE: Final = (
 )
 HIDDEN: Final = {"custom.hidden": True}
 PERCENT: Final = {"unit": "percentunit"}
-FIRING: Final = "SELECT count() AS firing FROM incidents FINAL WHERE {} AND state = 'firing'"
+FIRING: Final = "SELECT count() AS firing FROM shown_incidents WHERE {} AND state = 'firing'"
 IN_RANGE: Final = "opened <= $__toTime_ms AND coalesce(resolved, $__toTime_ms) >= $__fromTime_ms"
 
 
 def fleet() -> Json:
     """All models beside each other."""
-    windows = f"FROM windows FINAL WHERE {MODELS} AND {SMALLEST} AND feature = '' AND $__timeFilter_ms(start)"
+    windows = f"FROM shown_windows WHERE {MODELS} AND {SMALLEST} AND feature = '' AND $__timeFilter_ms(start)"
     verdicts = (
-        f"FROM verdicts FINAL WHERE {MODELS} AND {SMALLEST} AND {JUDGED} AND $__timeFilter_ms(end)"
+        f"FROM shown_verdicts WHERE {MODELS} AND {SMALLEST} AND {JUDGED} AND $__timeFilter_ms(end)"
     )
     performance = (
-        f"FROM performance FINAL WHERE {MODELS} AND {SMALLEST} AND $__timeFilter_ms(start)"
+        f"FROM shown_performance WHERE {MODELS} AND {SMALLEST} AND $__timeFilter_ms(start)"
     )
     worst = (
         f"SELECT end AS time, model, {RATIO} {verdicts} GROUP BY time, model ORDER BY time, model"
@@ -481,7 +486,7 @@ def fleet() -> Json:
         "SELECT model, worst, feature, firing, events, labelled, versions, last_window FROM "
         f"(SELECT model, sum(n) AS events, uniqExact(version) AS versions, max(start) AS last_window {windows} GROUP BY model) AS w "
         f"LEFT JOIN (SELECT model, max(value / nullIf(`limit`, 0)) AS worst, argMax(feature, value / nullIf(`limit`, 0)) AS feature {verdicts} GROUP BY model) AS v USING model "
-        f"LEFT JOIN (SELECT model, count() AS firing FROM incidents FINAL WHERE {MODELS} AND state = 'firing' GROUP BY model) AS i USING model "
+        f"LEFT JOIN (SELECT model, count() AS firing FROM shown_incidents WHERE {MODELS} AND state = 'firing' GROUP BY model) AS i USING model "
         f"LEFT JOIN (SELECT model, sum(labelled) / nullIf(sum(predictions), 0) AS labelled {performance} GROUP BY model) AS p USING model "
         "ORDER BY firing DESC, worst DESC, model LIMIT 500"
     )
@@ -494,7 +499,7 @@ def fleet() -> Json:
             stat(
                 "Models",
                 "Models that are known, whatever the time range.",
-                rows(f"SELECT uniqExact(model) AS models FROM models WHERE {MODELS}"),
+                rows(f"SELECT uniqExact(model) AS models FROM shown_models WHERE {MODELS}"),
             ),
             stat(
                 "Firing incidents",
@@ -579,7 +584,7 @@ def fleet() -> Json:
                 "Incidents opened a day",
                 "By cause, on the day (UTC) that they opened.",
                 sql(
-                    f"SELECT toStartOfDay(opened) AS time, cause, count() AS incidents FROM incidents FINAL WHERE {MODELS} AND $__timeFilter_ms(opened) GROUP BY time, cause ORDER BY time, cause"
+                    f"SELECT toStartOfDay(opened) AS time, cause, count() AS incidents FROM shown_incidents WHERE {MODELS} AND $__timeFilter_ms(opened) GROUP BY time, cause ORDER BY time, cause"
                 ),
                 unit="short",
                 bars=True,
@@ -590,7 +595,7 @@ def fleet() -> Json:
                 "Open in the range",
                 "Incidents that were open within the range, newest first. A title leads on.",
                 rows(
-                    f"SELECT opened, state, severity, cause, model, title, id FROM incidents FINAL WHERE {MODELS} AND {IN_RANGE} ORDER BY opened DESC, id LIMIT 200"
+                    f"SELECT opened, state, severity, cause, model, title, id FROM shown_incidents WHERE {MODELS} AND {IN_RANGE} ORDER BY opened DESC, id LIMIT 200"
                 ),
                 width=12,
                 overrides=[
@@ -614,10 +619,10 @@ def fleet() -> Json:
 
 def model() -> Json:
     """One model, from its drift to its incidents."""
-    scope = f"FROM verdicts FINAL WHERE {PLACE}"
-    newest = f"{scope} AND source = 'window' AND end = (SELECT max(end) FROM verdicts WHERE {PLACE} AND source = 'window' AND $__timeFilter_ms(end))"
-    windows = f"FROM windows FINAL WHERE {PLACE}"
-    performance = f"FROM performance FINAL WHERE {PLACE}"
+    scope = f"FROM shown_verdicts WHERE {PLACE}"
+    newest = f"{scope} AND source = 'window' AND end = (SELECT max(end) FROM shown_verdicts WHERE {PLACE} AND source = 'window' AND $__timeFilter_ms(end))"
+    windows = f"FROM shown_windows WHERE {PLACE}"
+    performance = f"FROM shown_performance WHERE {PLACE}"
     ratios = sql(
         f"SELECT end AS time, feature, {RATIO} {scope} AND {JUDGED} AND $__timeFilter_ms(end) GROUP BY time, feature ORDER BY time, feature"
     )
@@ -738,11 +743,7 @@ def model() -> Json:
                 width=24,
                 calcs=["lastNotNull", "mean"],
                 overrides=[
-                    override(
-                        "estimated",
-                        {"custom.lineStyle": {"fill": "dash", "dash": [8, 6]}},
-                        like=True,
-                    ),
+                    dashed("estimated"),
                     override(
                         "off by",
                         {
@@ -770,7 +771,7 @@ def model() -> Json:
                 "Incidents",
                 "Incidents that were open within the range, newest first. A title leads on.",
                 rows(
-                    f"SELECT opened, resolved, state, severity, cause, advice, version, title, model, id FROM incidents FINAL WHERE {MODEL} AND {IN_RANGE} ORDER BY opened DESC, id LIMIT 200"
+                    f"SELECT opened, resolved, state, severity, cause, advice, version, title, model, id FROM shown_incidents WHERE {MODEL} AND {IN_RANGE} ORDER BY opened DESC, id LIMIT 200"
                 ),
                 width=12,
                 overrides=[linked("title", TO_INCIDENT), override("id|model", HIDDEN, like=True)],
@@ -784,13 +785,13 @@ def model() -> Json:
             METRIC_VARIABLE,
         ],
         annotations=OF_MODEL,
-        page="#model=${model:percentencode}&size=${size}&statistic=${statistic:percentencode}&metric=${metric:percentencode}",
+        page="#/models/${model:percentencode}?size=${size}&statistic=${statistic:percentencode}&metric=${metric:percentencode}",
     )
 
 
 def _statistic() -> Json:
-    of = f"FROM verdicts FINAL WHERE {PLACE} AND {FEATURE} AND statistic = ${{statistic:singlequote}} AND $__timeFilter_ms(end) GROUP BY time, series ORDER BY time, series"
-    dashed = {
+    of = f"FROM shown_verdicts WHERE {PLACE} AND {FEATURE} AND statistic = ${{statistic:singlequote}} AND $__timeFilter_ms(end) GROUP BY time, series ORDER BY time, series"
+    red = {
         "color": {"mode": "fixed", "fixedColor": "red"},
         "custom.lineStyle": {"fill": "dash", "dash": [8, 8]},
     }
@@ -799,21 +800,21 @@ def _statistic() -> Json:
         "One statistic against its limit, by version. The limit moves with the number of events.",
         sql(f"SELECT end AS time, {VERSIONED} AS series, max(value) AS value {of}"),
         sql(f"SELECT end AS time, 'limit' AS series, min(`limit`) AS value {of}"),
-        overrides=[override("limit", dashed, like=True)],
+        overrides=[override("limit", red, like=True)],
     )
 
 
 def feature() -> Json:
     """One feature: what it is now beside what it was in the reference."""
-    windows = f"FROM windows FINAL WHERE {PLACE} AND {FEATURE} AND $__timeFilter_ms(start)"
-    verdicts = f"FROM verdicts FINAL WHERE {PLACE} AND {FEATURE}"
+    windows = f"FROM shown_windows WHERE {PLACE} AND {FEATURE} AND $__timeFilter_ms(start)"
+    verdicts = f"FROM shown_verdicts WHERE {PLACE} AND {FEATURE}"
 
     def beside(kind: str) -> str:
         """Counts of the newest binning that the range has, and the reference's."""
         return (
             "(SELECT b.edges AS edges, b.labels AS labels, b.counts AS expected, w.counts AS seen "
             f"FROM (SELECT bins_id, sumForEach(counts) AS counts {windows} GROUP BY bins_id) AS w "
-            f"INNER JOIN (SELECT bins_id, edges, labels, counts, revision FROM bins FINAL WHERE {MODEL} AND {FEATURE} AND kind = '{kind}') AS b USING bins_id "
+            f"INNER JOIN (SELECT bins_id, edges, labels, counts, revision FROM shown_bins WHERE {MODEL} AND {FEATURE} AND kind = '{kind}') AS b USING bins_id "
             "ORDER BY b.revision DESC LIMIT 1)"
         )
 
@@ -832,7 +833,7 @@ def feature() -> Json:
         f"FROM (SELECT arrayJoin(arrayZip(arrayPushBack(labels, 'other'), expected, seen)) AS each FROM {beside('categorical')}) "
         "ORDER BY greatest(reference, current) DESC, category LIMIT 40"
     )
-    reference = f"FROM bins FINAL WHERE {MODEL} AND {FEATURE} AND mean IS NOT NULL"
+    reference = f"FROM shown_bins WHERE {MODEL} AND {FEATURE} AND mean IS NOT NULL"
     kinds = ("missing", "nan", "pos_inf", "neg_inf", "wrong_type", "below", "above", "off_grid")
     sums = ", ".join(f"sum(`{kind}`) AS {kind}_n" for kind in kinds)
     shares = ", ".join(f"{kind}_n / nullIf(total, 0) AS `{kind}`" for kind in kinds)
@@ -923,13 +924,7 @@ def feature() -> Json:
                 sql(
                     f"SELECT arrayJoin([$__fromTime_ms, $__toTime_ms]) AS time, 'reference' AS series, argMax(mean, revision) AS average, sqrt(argMax(variance, revision)) AS deviation {reference} GROUP BY time, series ORDER BY time, series"
                 ),
-                overrides=[
-                    override(
-                        "reference",
-                        {"custom.lineStyle": {"fill": "dash", "dash": [8, 6]}},
-                        like=True,
-                    )
-                ],
+                overrides=[dashed("reference")],
             ),
             lines(
                 "What is not in a bin, and what is outside",
@@ -960,16 +955,16 @@ def feature() -> Json:
         ],
         variables=[DATASOURCE, *PLACE_VARIABLES, FEATURE_VARIABLE, STATISTIC_VARIABLE],
         annotations=OF_MODEL,
-        page="#model=${model:percentencode}&size=${size}&statistic=${statistic:percentencode}",
+        page="#/models/${model:percentencode}/features/${feature:percentencode}?size=${size}&statistic=${statistic:percentencode}",
     )
 
 
 def incident() -> Json:
     """One incident: what it is, on what evidence, and who was told."""
-    this = f"FROM incidents FINAL WHERE {MODEL} AND id = ${{incident:singlequote}}"
+    this = f"FROM shown_incidents WHERE {MODEL} AND id = ${{incident:singlequote}}"
     evidence = f"(SELECT arrayJoin(JSONExtract(body, 'evidence', 'Array(Tuple(kind String, version String, segment String, feature String, statistic String, value Nullable(Float64), `limit` Nullable(Float64), start_ms Int64, end_ms Int64, note String))')) AS e {this})"
     named = f"(SELECT e.feature, e.statistic, e.segment FROM {evidence})"
-    series = f"FROM verdicts FINAL WHERE {MODEL} AND (feature, statistic, segment) IN {named} AND status != 'no_data' AND $__timeFilter_ms(end)"
+    series = f"FROM shown_verdicts WHERE {MODEL} AND (feature, statistic, segment) IN {named} AND status != 'no_data' AND $__timeFilter_ms(end)"
     return dashboard(
         "incident",
         "an incident",
@@ -1022,7 +1017,7 @@ def incident() -> Json:
                 "Deliveries",
                 "Notifications and actions that were sent, or were to be.",
                 rows(
-                    "SELECT at, target, action, outcome, attempts, detail FROM deliveries FINAL WHERE incident_id = ${incident:singlequote} ORDER BY at, id"
+                    "SELECT at, target, action, outcome, attempts, detail FROM shown_deliveries WHERE incident_id = ${incident:singlequote} ORDER BY at, id"
                 ),
                 width=12,
             ),
@@ -1031,7 +1026,7 @@ def incident() -> Json:
                 "How close to the limit",
                 "The worst statistic of each feature of the model, as a share of its limit, in its smallest windows.",
                 sql(
-                    f"SELECT end AS time, feature, {RATIO} FROM verdicts FINAL WHERE {MODEL} AND {SMALLEST} AND {JUDGED} AND $__timeFilter_ms(end) GROUP BY time, feature ORDER BY time, feature"
+                    f"SELECT end AS time, feature, {RATIO} FROM shown_verdicts WHERE {MODEL} AND {SMALLEST} AND {JUDGED} AND $__timeFilter_ms(end) GROUP BY time, feature ORDER BY time, feature"
                 ),
                 unit="percentunit",
                 min=0,
@@ -1041,7 +1036,7 @@ def incident() -> Json:
                 "Predictions a window",
                 "Events of each closed window of the model's smallest size, by version.",
                 sql(
-                    f"SELECT start AS time, {VERSIONED} AS series, sum(n) AS events FROM windows FINAL WHERE {MODEL} AND {SMALLEST} AND feature = '' AND $__timeFilter_ms(start) GROUP BY time, series ORDER BY time, series"
+                    f"SELECT start AS time, {VERSIONED} AS series, sum(n) AS events FROM shown_windows WHERE {MODEL} AND {SMALLEST} AND feature = '' AND $__timeFilter_ms(start) GROUP BY time, series ORDER BY time, series"
                 ),
                 unit="short",
                 bars=True,
@@ -1054,11 +1049,11 @@ def incident() -> Json:
             variable(
                 "incident",
                 "Incident",
-                f"SELECT id AS value, concat(formatDateTime(opened, '%Y-%m-%d %H:%i'), ' ', state, ': ', title) AS text FROM incidents FINAL WHERE {MODEL} ORDER BY opened DESC, id LIMIT 200",
+                f"SELECT id AS value, concat(formatDateTime(opened, '%Y-%m-%d %H:%i'), ' ', state, ': ', title) AS text FROM shown_incidents WHERE {MODEL} ORDER BY opened DESC, id LIMIT 200",
             ),
         ],
         annotations=[incidents_marked(MODEL), releases_marked(f"{MODEL} AND {SMALLEST}")],
-        page="#model=${model:percentencode}",
+        page="#/incidents/${incident:percentencode}",
     )
 
 
@@ -1181,13 +1176,7 @@ def pipeline() -> Json:
                 unit="s",
                 width=8,
                 min=0,
-                overrides=[
-                    override(
-                        ".* stalled",
-                        {"custom.lineStyle": {"fill": "dash", "dash": [8, 6]}},
-                        like=True,
-                    )
-                ],
+                overrides=[dashed(".* stalled")],
             ),
             lines(
                 "Batches: p99",
@@ -1342,7 +1331,7 @@ def pipeline() -> Json:
         annotations=[
             annotation("Restarts", "orange", {**restarts, "titleFormat": "{{process}} started"})
         ],
-        page="",
+        page="#/pipeline",
     )
 
 

@@ -9,8 +9,11 @@ from typing import Final
 
 from monitor.estimation import PREFIX
 from monitor.latency import CELLS
-from monitor.profile import LATENCY
+from monitor.profile import LATENCY, UNSEEN_KEPT
 
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 86_400_000
+ROLLED_MS: Final = (HOUR_MS, DAY_MS)
 MAX_HOLES: Final = 100  # of one source partition
 
 # {x:Nullable(T)} IS NULL OR ...: "any" without a second form of each query.
@@ -29,16 +32,17 @@ _NEWEST: Final = (
 )
 _START: Final = "toUnixTimestamp64Milli(start) AS start_ms"
 
-MODELS: Final = """
+_ONE_MODEL: Final = "({model:Nullable(String)} IS NULL OR model = {model:Nullable(String)})"
+MODELS: Final = f"""
 SELECT model, spec, bins_id, versions, segments, sizes_ms,
   if(empty(versions), NULL, first_ms) AS first_ms, if(empty(versions), NULL, last_ms) AS last_ms
-FROM (SELECT model, spec, bins_id FROM models FINAL) AS m
+FROM (SELECT model, spec, bins_id FROM models FINAL WHERE {_ONE_MODEL}) AS m
 LEFT JOIN (
   SELECT model, arraySort(groupUniqArray(version)) AS versions,
     arraySort(groupUniqArray(segment)) AS segments, arraySort(groupUniqArray(size_ms)) AS sizes_ms,
     toUnixTimestamp64Milli(min(start)) AS first_ms, max(toUnixTimestamp64Milli(start) + size_ms) AS last_ms
-  FROM windows WHERE feature = '' GROUP BY model
-) AS w USING (model) ORDER BY model"""
+  FROM windows WHERE feature = '' AND {_ONE_MODEL} GROUP BY model
+) AS w USING (model) ORDER BY model"""  # noqa: S608 - constants
 # The window that ends first is of the smallest size that there was then. Requests: of the smallest size there is, as in STORED.
 VERSIONS: Final = """
 SELECT version, argMin(start_ms, (end_ms, -toInt64(size_ms))) AS first_ms, max(end_ms) AS last_ms, sumIf(n, size_ms = smallest) AS requests
@@ -52,16 +56,16 @@ GROUP BY version ORDER BY first_ms DESC, version LIMIT {limit:UInt32}"""
 _PUBLISHED: Final = "SELECT bins_id, max(revision) AS published FROM bins WHERE model = {model:String} GROUP BY bins_id"
 # A window in which the reference changed has a closed part in each binning: `bins_id` is the newest of them.
 WINDOWS: Final = f"""
-SELECT version, segment, size_ms, {_START}, sum(n) AS n, sum(errors) AS errors,
+SELECT version, segment, size_ms, {_START}, sum(w.n) AS n, sum(w.errors) AS errors,
   countIf(contribution != '') AS contributions, argMax(bins_id, (published, bins_id)) AS bins_id,
-  toUInt32(uniqExact(windows.bins_id)) AS binnings
-FROM windows FINAL LEFT JOIN ({_PUBLISHED}) AS p USING (bins_id)
+  toUInt32(uniqExact(w.bins_id)) AS binnings
+FROM windows AS w FINAL LEFT JOIN ({_PUBLISHED}) AS p USING (bins_id)
 WHERE feature = '' AND {_WHERE}
 GROUP BY version, segment, size_ms, start {_NEWEST}"""  # noqa: S608 - constants
 # Counts of the latency, late contributions included. The bins of all references are the same, so they add up, but for those of older releases.
 LATENCIES: Final = f"""
-SELECT version, segment, size_ms, {_START}, sumForEach(windows.counts) AS counts
-FROM windows FINAL WHERE feature = '{LATENCY}' AND length(windows.counts) = {CELLS} AND {_WHERE}
+SELECT version, segment, size_ms, {_START}, sumForEach(w.counts) AS counts
+FROM windows AS w FINAL WHERE feature = '{LATENCY}' AND length(w.counts) = {CELLS} AND {_WHERE}
 GROUP BY version, segment, size_ms, start"""  # noqa: S608 - constants
 FEATURE: Final = f"""
 SELECT {{feature:String}} AS feature, {_START}, sum(w.n) AS n, sum(w.missing) AS missing, sum(w.nan) AS nan,
@@ -75,11 +79,92 @@ DISTRIBUTION: Final = f"""
 SELECT feature, bins_id, b.kind AS kind, b.edges AS edges, b.labels AS labels, b.counts AS reference, w.counts AS counts, w.n AS n,
   w.unseen AS unseen, toUInt64(sum(w.n) OVER () - w.n) AS elsewhere
 FROM (
-  SELECT feature, bins_id, sumForEach(windows.counts) AS counts, sum(windows.n) AS n, any(windows.unseen) AS unseen
-  FROM windows FINAL WHERE feature = {{feature:String}} AND {_WHERE} GROUP BY feature, bins_id
+  SELECT feature, bins_id, sumForEach(w.counts) AS counts, sum(w.n) AS n, any(w.unseen) AS unseen
+  FROM windows AS w FINAL WHERE feature = {{feature:String}} AND {_WHERE} GROUP BY feature, bins_id
 ) AS w
 INNER JOIN (SELECT * FROM bins FINAL WHERE feature = {{feature:String}}) AS b USING (bins_id, feature)
 ORDER BY b.revision DESC, bins_id LIMIT 1"""  # noqa: S608 - constants
+_WINDOWS: Final = "windows AS w FINAL"
+_LATE: Final = "countIf(contribution != '')"
+_SUMMED: Final = (
+    "n, errors, counts, missing, `nan`, pos_inf, neg_inf, wrong_type, below, above, off_grid"
+)
+_KEPT: Final = f"model, version, segment, size_ms, start, feature, bins_id, {_SUMMED}, mean, variance, unseen"  # fmt: skip
+_EVENTS: Final = f"feature = '' AND segment = '' AND model = {{model:String}} AND {_ANY_SIZE} AND {_TIME}"  # fmt: skip
+# Of each hour or day what it is best known from: its own window, or one of the sizes that it was rolled up from.
+_BEST: Final = f"""
+SELECT start, argMax(source_ms, (events, source_ms)) FROM (
+  SELECT start, size_ms AS source_ms, sum(n) AS events FROM windows FINAL WHERE {_EVENTS} GROUP BY start, source_ms
+  UNION ALL SELECT start, source_ms, sum(n) AS events FROM windows_rolled FINAL WHERE {_EVENTS} GROUP BY start, source_ms
+) GROUP BY start"""  # noqa: S608 - constants
+_WITH_ROLLED: Final = f"""(
+  SELECT * FROM (
+    SELECT {_KEPT}, size_ms AS source_ms, toUInt64(contribution != '') AS contributions FROM windows FINAL WHERE {_WHERE}
+    UNION ALL SELECT {_KEPT}, source_ms, contributions FROM windows_rolled FINAL WHERE {_WHERE}
+  ) WHERE (start, source_ms) IN ({_BEST})
+) AS w"""  # noqa: S608 - constants
+
+
+def rolled(query: str) -> str:
+    """A question about windows of one size, asked of what was rolled up to that size as well (``monitor.rollups``)."""
+    return query.replace(_WINDOWS, _WITH_ROLLED).replace(_LATE, "sum(w.contributions)")
+
+
+ROLL_STATE: Final = """
+SELECT toUInt32(now()) AS now_s, toUInt32(max(until)) AS until_s FROM rollup_state"""
+ROLLED_UNTIL: Final = "INSERT INTO rollup_state (name, until) VALUES ('windows', {until:UInt32})"  # monotone: the later one wins
+OWN_SIZES: Final = "SELECT model, JSONExtract(spec, 'windows', 'sizes', 'Array(UInt64)') AS sizes FROM models FINAL"
+# Every window has a row of its own, so that the features need not be read.
+TOUCHED: Final = f"""
+SELECT model, intDiv(start_ms, {DAY_MS}) AS day, min(start_ms) AS first_ms, max(start_ms) AS last_ms, groupUniqArray(size_ms) AS sizes
+FROM (SELECT model, size_ms, {_START} FROM windows WHERE feature = '' AND stored_at >= toDateTime({{since_s:UInt32}}, 'UTC'))
+GROUP BY model, day ORDER BY day, model"""  # noqa: S608 - constants
+
+
+def _roll(table: str, source: str, contributions: str, which: str) -> str:
+    """Sums of the rows of ``table`` that ``which`` names, in windows of ``size_ms``.
+
+    Moments are added up about one of the means: sums of squares would lose a small variance far from zero. Texts of unseen categories are cut as ``profile.keep_hints`` does.
+    """
+    of_span = f"model = {{model:String}} AND {_TIME} AND {which}"
+    place = (
+        "version, segment, intDiv(toUnixTimestamp64Milli(start), {size_ms:UInt64}) AS at, bins_id"
+    )
+    summed = ", ".join(
+        f"sum(w.{name}) AS {name}" for name in _SUMMED.split(", ") if name != "counts"
+    )
+    return f"""
+INSERT INTO windows_rolled (model, size_ms, start, source_ms, revision, contributions, version, segment, feature, bins_id, {_SUMMED}, unseen, mean, variance)
+SELECT {{model:String}}, {{size_ms:UInt64}}, fromUnixTimestamp64Milli(toInt64(at * {{size_ms:UInt64}}), 'UTC'), source, revision, late,
+  version, segment, feature, bins_id, {_SUMMED},
+  CAST(arraySlice(arraySort(x -> (CRC32(x.1), x.1), CAST(texts, 'Array(Tuple(String, UInt64))')), 1, {UNSEEN_KEPT}), 'Map(String, UInt64)'),
+  if(empty(ns), NULL, ms[1] + arraySum((k, m) -> k * (m - ms[1]), ns, ms) / arraySum(ns)) AS middle,
+  if(empty(ns), NULL, arraySum((k, m, v) -> k * (v + (m - assumeNotNull(middle)) * (m - assumeNotNull(middle))), ns, ms, vs) / arraySum(ns))
+FROM (
+  SELECT {place}, feature, {source} AS source, count() AS parts, sum(w.revision + 1) AS revision, {contributions} AS late,
+    {summed}, sumForEach(w.counts) AS counts, sumMap(w.unseen) AS texts,
+    groupArrayIf(w.n, w.n > 0 AND w.mean IS NOT NULL) AS ns, groupArrayIf(assumeNotNull(w.mean), w.n > 0 AND w.mean IS NOT NULL) AS ms,
+    groupArrayIf(assumeNotNull(w.variance), w.n > 0 AND w.mean IS NOT NULL) AS vs
+  FROM {table} AS w FINAL WHERE {of_span}
+  GROUP BY version, segment, at, bins_id, feature, source
+)
+WHERE (version, segment, at, bins_id, source, parts) IN (
+  SELECT {place}, {source} AS source, count() FROM {table} AS w FINAL WHERE feature = '' AND {of_span} GROUP BY version, segment, at, bins_id, source
+)
+SETTINGS do_not_merge_across_partitions_select_final = 1"""  # noqa: S608 - constants
+
+
+_OF_HOUR: Final = f"w.size_ms < {HOUR_MS} AND {HOUR_MS} % w.size_ms = 0"
+_COUNTED: Final = ("w.size_ms", "countIf(w.contribution != '')")
+ROLL_HOURS: Final = _roll("windows", *_COUNTED, _OF_HOUR)
+ROLL_DAYS_OF_HOURS: Final = _roll(
+    "windows_rolled", "w.source_ms", "sum(w.contributions)", f"w.size_ms = {HOUR_MS}"
+)
+ROLL_DAYS: Final = _roll(
+    "windows",
+    *_COUNTED,
+    f"w.size_ms < {DAY_MS} AND {DAY_MS} % w.size_ms = 0 AND NOT ({_OF_HOUR})",
+)
 VERDICTS: Final = f"""
 SELECT version, segment, source, size_ms, {_START}, toUnixTimestamp64Milli(end) AS end_ms, kind, feature, statistic, status,
   value, `limit`, p_value, n, toUnixTimestamp64Milli(onset) AS onset_ms, evidence
@@ -88,6 +173,17 @@ FROM verdicts FINAL WHERE {_WHERE}
   AND ({{statistic:Nullable(String)}} IS NULL OR statistic = {{statistic:Nullable(String)}})
   AND ({{status:Nullable(String)}} IS NULL OR status = {{status:Nullable(String)}})
 ORDER BY start_ms DESC, end_ms DESC, version, segment, feature, statistic, source LIMIT {{limit:UInt32}} OFFSET {{skip:UInt32}}"""  # noqa: S608 - constants
+# Of each size the last window that was judged, by itself and by its labels; panes tell only what breaks. `ratio`: 1 is at the limit, whichever side of it is
+# the good one; a breach of which it cannot be said, such as no requests at all, is the worst.
+DRIFT: Final = f"""
+SELECT version, segment, source, size_ms, {_START}, toUnixTimestamp64Milli(end) AS end_ms, kind, feature, statistic, status,
+  value, `limit`, p_value, n, toUnixTimestamp64Milli(onset) AS onset_ms, evidence,
+  if(value > 0 AND `limit` > 0, value / `limit`, if(value = 0 AND `limit` > 0 AND status != 'breach', 0, NULL)) AS times,
+  if(status = 'breach', greatest(times, 1 / times), least(times, 1 / times)) AS ratio
+FROM verdicts FINAL WHERE {_WHERE} AND (source, size_ms, end) IN (
+  SELECT source, size_ms, max(end) FROM verdicts WHERE {_WHERE} AND source != 'pane' GROUP BY source, size_ms)
+ORDER BY status = 'breach' DESC, if(status = 'breach', ifNull(ratio, inf), ifNull(ratio, -1)) DESC,
+  status, feature, statistic, version, segment, size_ms, source LIMIT {{limit:UInt32}}"""  # noqa: S608 - constants
 # The newest of each, and those first that ask whether the version is worse: they are few.
 COMPARISONS: Final = f"""
 SELECT statistic, feature, argMax(v.status, v.end) AS status, JSONExtractString(argMax(v.evidence, v.end) AS newest, 'answer') AS answer,
@@ -182,12 +278,13 @@ _WITHIN: Final = (
     "model = {model:String} AND start >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')"
     " AND toUnixTimestamp64Milli(start) + size_ms <= {to_ms:Int64}"
 )
+# {field}: of the binning; '' where it has none. A window whose features were kept no longer has only its numbers left.
 EXTENT: Final = f"""
-SELECT countIf(here) AS windows, countIf(NOT here) AS left_out,
+SELECT countIf(here) AS windows, countIf(feature = '') - windows AS left_out,
   minIf(start_ms, here) AS first_ms, maxIf(start_ms + size_ms, here) AS last_ms
 FROM (
-  SELECT {_START}, size_ms, bins_id = {{bins_id:String}} AND size_ms IN {{sizes:Array(UInt64)}} AS here
-  FROM windows FINAL WHERE feature = '' AND contribution = '' AND {_WITHIN}
+  SELECT feature, {_START}, size_ms, feature = {{field:String}} AND bins_id = {{bins_id:String}} AND size_ms IN {{sizes:Array(UInt64)}} AS here
+  FROM windows FINAL WHERE feature IN ('', {{field:String}}) AND contribution = '' AND {_WITHIN}
 )"""  # noqa: S608 - constants
 HISTORY: Final = f"""
 SELECT version, segment, size_ms, {_START}, contribution, feature, n, errors, counts,

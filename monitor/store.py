@@ -17,7 +17,7 @@ from clickhouse_connect.driver.client import Client
 from msgspec.structs import replace
 from pydantic import ValidationError
 
-from monitor import clickhouse, queries
+from monitor import clickhouse, queries, retention
 from monitor.bookings import Bookings
 from monitor.clickhouse import ClickHouse
 from monitor.errors import IncompatibleError
@@ -25,6 +25,7 @@ from monitor.gate import Comparison
 from monitor.latency import CELLS, percentiles_of
 from monitor.ledger import Ledger, Stored, balance
 from monitor.profile import Layout
+from monitor.rollups import Rollups
 from monitor.settings import ClickHouseSettings
 from monitor.spec import AlarmBudget, ModelSpec
 from monitor.spending import Opened, Spending, spend
@@ -129,6 +130,12 @@ class VerdictRow(msgspec.Struct, frozen=True):
     evidence: dict[str, float | int | str]
 
 
+class DriftRow(VerdictRow, frozen=True):
+    """A verdict of a last window. ``ratio``: how far it is on the way to its limit, above 1 beyond it; ``None`` where that cannot be said."""
+
+    ratio: float | None
+
+
 class EstimateRow(msgspec.Struct, frozen=True):
     """A metric as it was estimated when a window closed, and what its labels say so far; ``final`` once they are due.
 
@@ -218,12 +225,15 @@ def connect(settings: ClickHouseSettings) -> Store:
 
 
 def migrate(settings: ClickHouseSettings, *, dry_run: bool = False) -> list[str]:
-    """Bring the tables up to this release; names of what was (or would be) applied.
+    """Bring the tables up to this release and let them keep rows as long as the settings say; names of the migrations that were (or would be) applied.
 
     Raises:
         TransientError, ConfigError: as ``connect``, and ``clickhouse.migrate``.
     """
-    applied = clickhouse.migrate(_client(settings), settings.database, dry_run=dry_run)
+    client = _client(settings)
+    applied = clickhouse.migrate(client, settings.database, dry_run=dry_run)
+    if not dry_run:
+        retention.apply(ClickHouse(client, settings.database), settings)
     return [f"{migration.version:04d}_{migration.name}" for migration in applied]
 
 
@@ -243,6 +253,7 @@ class Store:
     def __init__(self, link: ClickHouse) -> None:
         self.link = link
         self.bookings = Bookings(link)
+        self.rollups = Rollups(link)  # of one thread
 
     def append(self, name: TableName, rows: pa.Table, *, token: str) -> None:
         """Insert rows of ``tables.SCHEMAS[name]``; see ``ClickHouse.insert``. No rows is no insert."""
@@ -253,9 +264,10 @@ class Store:
         """Close the connection."""
         self.link.close()
 
-    def models(self) -> list[ModelRow]:
-        """Every model, by name."""
-        return self._read(list[ModelRow], queries.MODELS, {}, spec=msgspec.json.decode)
+    def models(self, model: str | None = None) -> list[ModelRow]:
+        """Every model, by name; or the one of this name, if there is one."""
+        scope = {"model": model}
+        return self._read(list[ModelRow], queries.MODELS, scope, spec=msgspec.json.decode)
 
     def join_keys(self) -> dict[str, list[str]]:
         """By model, what its spec says of the join key (``spec.LabelSpec``)."""
@@ -304,9 +316,9 @@ class Store:
         limit: int = 500,
         skip: int = 0,
     ) -> list[WindowRow]:
-        """Windows that start in ``[from_ms, to_ms)``, newest first."""
+        """Windows that start in ``[from_ms, to_ms)``, newest first; hours and days are rolled up where the model has shorter ones only."""
         scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit, skip)
-        rows = self._read(list[WindowRow], queries.WINDOWS, scope)
+        rows = self._read(list[WindowRow], _of_size(queries.WINDOWS, size_ms), scope)
         return self._with_latency(rows, scope) if rows else []
 
     def feature(
@@ -322,10 +334,10 @@ class Store:
         limit: int = 500,
         skip: int = 0,
     ) -> list[FeatureRow]:
-        """One field over time, newest first; versions added up unless one is given."""
+        """One field over time, newest first; versions added up unless one is given. Sizes as in ``windows``."""
         return self._read(
             list[FeatureRow],
-            queries.FEATURE,
+            _of_size(queries.FEATURE, size_ms),
             {
                 **_scope(model, version, segment, size_ms, from_ms, to_ms, limit, skip),
                 "feature": feature,
@@ -342,14 +354,14 @@ class Store:
         size_ms: int,
         start_ms: int,
     ) -> Distribution | None:
-        """A field's counts in one window beside the reference's, or ``None`` if there is no such window.
+        """A field's counts in one window beside the reference's, or ``None`` if there is no such window. Sizes as in ``windows``.
 
         The reference counts are the whole model's: a segment has its own share of them only in the detector.
         """
         scope = _scope(model, version, segment, size_ms, start_ms, start_ms + 1, 1)
         found = self._read(
             list[Distribution],
-            queries.DISTRIBUTION,
+            _of_size(queries.DISTRIBUTION, size_ms),
             {**scope, "feature": feature},
             unseen=dict,
         )
@@ -379,6 +391,21 @@ class Store:
         return self._read(
             list[VerdictRow], queries.VERDICTS, parameters, evidence=msgspec.json.decode
         )
+
+    def drift(
+        self,
+        model: str,
+        *,
+        version: str | None = None,
+        segment: str | None = "",
+        size_ms: int | None = None,
+        from_ms: int = 0,
+        to_ms: int = FOREVER_MS,
+        limit: int = 500,
+    ) -> list[DriftRow]:
+        """What was said of the last window of each size that starts in ``[from_ms, to_ms)``, the worst first; of its labels, of the last that has any."""
+        scope = _scope(model, version, segment, size_ms, from_ms, to_ms, limit)
+        return self._read(list[DriftRow], queries.DRIFT, scope, evidence=msgspec.json.decode)
 
     def comparisons(
         self, model: str, *, version: str, from_ms: int = 0, limit: int = 100
@@ -470,8 +497,7 @@ class Store:
                 first_ms=row.first_ms,
                 last_ms=row.last_ms,
             )
-            for row in self.models()
-            if model in (None, row.model)
+            for row in self.models(model)
         ]
 
     def releases(self) -> Releases:
@@ -519,11 +545,11 @@ class Store:
         stored = self._read(list[Stored], queries.STORED, {})[0]
         return balance(booked, stored, held=held, drained=drained)
 
-    def _with_latency(self, rows: list[WindowRow], scope: dict[str, object]) -> list[WindowRow]:
+    def _with_latency(self, rows: list[WindowRow], scope: dict[str, Any]) -> list[WindowRow]:
         """The rows and their percentiles, of which the database reads no more than the times of these rows."""
         starts = [row.start_ms for row in rows]
         scope = {**scope, "from_ms": min(starts), "to_ms": max(starts) + 1}
-        found = self.link.arrow(queries.LATENCIES, scope)
+        found = self.link.arrow(_of_size(queries.LATENCIES, scope["size_ms"]), scope)
         places = zip(*(found.column(name).to_pylist() for name in _PLACE), strict=True)
         counts = found.column("counts").combine_chunks().flatten().to_numpy().reshape(-1, CELLS)
         known = dict(zip(places, map(percentiles_of, counts), strict=True))
@@ -546,6 +572,10 @@ class Store:
         return msgspec.convert(rows, kind)
 
 
+def _of_size(query: str, size_ms: int | None) -> str:
+    return queries.rolled(query) if size_ms in queries.ROLLED_MS else query
+
+
 def _scope(
     model: str,
     version: str | None,
@@ -555,7 +585,7 @@ def _scope(
     to_ms: int,
     limit: int,
     skip: int = 0,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "model": model,
         "version": version,

@@ -56,6 +56,9 @@ MAX_BATCH_BYTES: Final = 64 << 20  # of message values: rows of windows are wide
 # Messages a call. A batch exceeds its bounds by one call at most: that is 32 MB, what librdkafka fetches ahead.
 _CONSUME: Final = 200
 SETTLE_S: Final = 600.0  # about 20,000 rows of the ledger in a busy system: 0.1 s
+_ROLL_S: Final = (
+    5.0  # of rolling up between two batches: after a long pause there may be a year to do
+)
 _SILENT_S: Final = (
     60.0  # between two polls; the group would expel us after 300 s (max.poll.interval.ms)
 )
@@ -97,7 +100,7 @@ class Sink:
         self._unread: list[Parcel] = []
         self._rows = self._bytes = 0
         self._polled_s = time.monotonic()
-        self._settle_at_s = self._polled_s + SETTLE_S
+        self._settle_at_s = self._roll_at_s = self._polled_s + SETTLE_S
         self._positions: dict[Target, int] = {}
         self._committed: dict[Target, int] = {}
         self._held: list[Target] = []
@@ -121,6 +124,7 @@ class Sink:
                 self._commit()  # 4
                 metrics.finished("sink", time.monotonic() - began)
             self._settle()
+            self._roll()
 
     def _settle(self) -> None:
         """Now and then, let the ledger's sums replace its rows in what is asked: see ``monitor.bookings``."""
@@ -131,6 +135,20 @@ class Sink:
             self._target.bookings.settle()
         except DriftlineError as err:
             logger.warning("the ledger is not settled, trying again later: %s", err)
+
+    def _roll(self) -> None:
+        """Now and then, make hours and days of shorter windows: see ``monitor.rollups``."""
+        began = time.monotonic()
+        if began < self._roll_at_s:
+            return
+        self._roll_at_s = began + SETTLE_S
+        try:
+            if not self._target.rollups.roll(
+                enough=lambda: time.monotonic() > began + _ROLL_S, every_s=int(SETTLE_S / 2)
+            ):
+                self._roll_at_s = began  # the rest after the next batch
+        except DriftlineError as err:
+            logger.warning("windows are not rolled up, trying again later: %s", err)
 
     def _read(self, stop: threading.Event) -> None:
         """Fill the batch."""

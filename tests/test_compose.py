@@ -15,24 +15,29 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 import yaml
 from compose_spec import PyCompose
 from confluent_kafka.admin import AdminClient
 from packaging.requirements import Requirement
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from load import traffic
 from monitor import environment
 from monitor.settings import PREFIX, is_loopback
 from streams import __main__ as cli
+from streams.embedded.placement import EMBEDDED_SESSION_S
+from streams.embedded.stack import embedded_stack
 from streams.embedded.supervisor import free_port
 from streams.processes import PROCESSES, named
 from tests.kafka.broker import KafkaBroker, fetch_jars
@@ -127,6 +132,8 @@ def test_a_service_is_contained_bounded_and_restarted(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert 0 < service["cpus"] <= 2, "Docker refuses more than the machine has; README says two"
+    assert 0 < service["pids_limit"] <= 4096
     assert service["restart"] == ("on-failure" if name == "init" else "unless-stopped")
     assert not {"privileged", "network_mode", "pid", "devices", "env_file"} & set(service)
     if service["image"].startswith("driftline") or name == "prometheus":
@@ -356,8 +363,10 @@ def test_clickhouse_has_the_users_that_log_in_and_no_other() -> None:
     assert default is not None
     assert default.get("remove") == "1"
     grants = [grant.text or "" for grant in users.iter("query")]
-    assert all(grant.endswith(" ON driftline.*") for grant in grants)
-    assert grants[1] == "GRANT SELECT, SHOW ON driftline.*"
+    assert grants[0].endswith(" ON driftline.*")
+    assert all(re.fullmatch(r"GRANT SELECT ON driftline\.shown_\w+", each) for each in grants[1:])
+    quotas = [quota.text for quota in users.iter("quota")]
+    assert quotas == ["default", reader[1]]
 
 
 def test_clickhouse_learns_the_hashes_of_its_passwords(tmp_path: Path) -> None:
@@ -511,6 +520,133 @@ def test_kafkas_own_container_starts_with_our_environment(
         broker.kill()
         broker.wait()
     assert [str(b) for b in found.values()] == [f"127.0.0.1:{ports[':9092']}/1"]
+
+
+# What ``read_only`` and ``tmpfs`` do to a container, for the command that follows. Every mount that we could write to is made read-only.
+READ_ONLY: Final = """
+mount --make-rprivate /
+for place in / "$1" "$2" /tmp /var/tmp "$HOME"; do findmnt --noheadings --output TARGET --target "$place"; done |
+    sort -u | while read -r target; do mount -o remount,bind,ro "$target"; done
+mount -t tmpfs -o size=64m,mode=1777 tmpfs "$2"
+cd "$2"
+for place in "$1" /tmp /var/tmp "$HOME"; do if touch "$place/written" 2>/dev/null; then echo "$place can be written" >&2; exit 9; fi; done
+shift 2
+exec "$@"
+"""
+
+
+@cache
+def mounting() -> tuple[str, ...]:
+    """How to get mounts of one's own: root may, others by a user namespace."""
+    ways = (
+        ("unshare", "--mount"),
+        ("unshare", "--map-root-user", "--mount"),
+    )
+    for way in ways:
+        tried = subprocess.run([*way, "true"], capture_output=True, check=False)
+        if tried.returncode == 0:
+            return way
+    pytest.skip("may not mount: not root, and user namespaces are closed")
+
+
+def image_environment() -> dict[str, str]:
+    """What the image sets, but for the paths of its own."""
+    (line,) = re.findall(r"^ENV (PATH=.+)$", dockerfile(), re.MULTILINE)
+    found = dict(pair.split("=", 1) for pair in line.split())
+    del found["PATH"]
+    return found
+
+
+@pytest.mark.embedded
+@pytest.mark.timeout(200)
+def test_every_process_works_where_nothing_but_a_small_tmp_can_be_written(tmp_path: Path) -> None:
+    way, secrets, folder = mounting(), tmp_path / "secrets", tmp_path / "tmp"
+    secrets.mkdir()
+    folder.mkdir()
+    for name in compose()["secrets"]:
+        (secrets / name).write_text("" if name == "api_keys" else "the secret\n")
+    own = environment.load()
+    locked = own.clickhouse.model_copy(update={"password": SecretStr("the secret")})
+    settings = own.model_copy(update={"clickhouse": locked})
+    with (
+        embedded_stack(settings, data_dir=tmp_path / "data", fresh=True, processes=()) as servers,
+        ExitStack() as running,
+    ):
+        moved = {
+            "kafka:9092": servers.kafka,
+            "http://clickhouse:8123": servers.clickhouse,
+            "driftline": "default",  # the one user of the embedded database
+        }
+        ports = {name: str(free_port()) for name in OURS}
+        address = f"http://127.0.0.1:{free_port()}"
+        processes = {}
+        for name in OURS:
+            given = image_environment() | environment_of(name)
+            given = {
+                variable: moved.get(value, value).replace(SECRET_DIR, f"{secrets}/")
+                for variable, value in given.items()
+            }
+            given |= {"DRIFTLINE_METRICS__PORT": ports[name], "HOME": "/nonexistent"}
+            given |= {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+            given["DRIFTLINE_KAFKA__SESSION_TIMEOUT_S"] = f"{EMBEDDED_SESSION_S:g}"
+            if name == "api":
+                given["DRIFTLINE_API__PORT"] = address.rpartition(":")[2]
+            command = [*way, "sh", "-euc", READ_ONLY, "sh", str(ROOT), str(folder), "env", "-i"]
+            command += [f"{variable}={value}" for variable, value in given.items()]
+            command += [sys.executable, "-m", "streams", *services()[name]["command"]]
+            with (tmp_path / name).open("wb") as log:
+                processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
+            running.callback(processes[name].kill)
+        asked = {"X-API-Key": "the secret"}
+
+        def answers() -> bool:
+            ended = {
+                name: (tmp_path / name).read_text() for name, p in processes.items() if p.poll()
+            }
+            assert ended == {}
+            with suppress(httpx.TransportError):
+                return httpx.get(f"{address}/readyz", trust_env=False).status_code == 200
+            return False
+
+        until("the API", answers)
+        rows = "".join(
+            json.dumps({"ts": time.time_ns() // 1_000_000, "model": "m", "features": {"x": i % 7}})
+            + "\n"
+            for i in range(5_000)
+        )
+        sent = httpx.post(
+            f"{address}/api/v1/events",
+            content=rows,
+            headers={**asked, "Content-Type": "application/x-ndjson"},
+            trust_env=False,
+            timeout=30,
+        )
+        assert sent.json()["accepted"] == 5_000, sent.text
+
+        def known() -> bool:
+            found = httpx.get(f"{address}/api/v1/models/m", headers=asked, trust_env=False)
+            return found.status_code == 200
+
+        until("the reference", known)
+        for name, port in ports.items():
+            checked = healthy(int(port))
+            assert checked.returncode == 0, f"{name}: {checked.stdout}{checked.stderr}"
+        for process in processes.values():
+            process.terminate()
+        ends = {name: process.wait(30) for name, process in processes.items()}
+    said = {name: (tmp_path / name).read_text() for name in OURS}
+    assert ends == dict.fromkeys(OURS, 0), said
+    assert not any(re.search("Traceback|Read-only|Permission", text) for text in said.values()), (
+        said
+    )
+    assert list(folder.iterdir()) == [], "what they wrote is gone with the mount"
+
+
+def until(what: str, look: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not look():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.3)
 
 
 def metrics_port() -> str:

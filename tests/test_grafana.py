@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
@@ -23,6 +24,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 import monitor.metrics  # noqa: F401 - declares what the registry holds
 from grafana import make
 from monitor import store
+from monitor.clickhouse import Migration, migrations
 from monitor.settings import ClickHouseSettings
 from monitor.store import Store
 from monitor.tables import SCHEMAS, Row, to_table, verdict_rows
@@ -46,8 +48,11 @@ CHOSEN: Final = {
 }
 CATEGORICAL: Final = {"feature": "carrier"}
 UNITS: Final = {"none", "short", "percentunit", "s", "ms", "bytes", "eps", "ops", "reqps"}
-# What the page reads of its address: monitor/page/page.js.
-PAGE_READS: Final = {"model", "statistic", "size", "version", "metric", "service"}
+# Addresses of the page: monitor/page/routes.js; and what it reads of them besides.
+PAGE_PLACES: Final = re.compile(
+    r"|#/|#/models/x|#/models/x/features/x|#/incidents|#/incidents/x|#/pipeline"
+)
+PAGE_READS: Final = {"by", "end", "metric", "segment", "size", "span", "start", "state", "statistic", "until", "version"}  # fmt: skip
 TIME, TEXT, NUMBER = "DateTime", "String", "number"
 
 
@@ -485,17 +490,76 @@ def test_variables_are_used_declared_quoted_and_read_anew_when_the_time_changes(
             assert variable["refresh"] == 2, variable["name"]
 
 
-@each_dashboard
-def test_tables_are_asked_with_final_where_numbers_are_added_up(path: Path) -> None:
-    for name, query in sql_of(path):
-        if name.startswith("variable") or name == "annotation Releases":
-            continue  # which values there are does not depend on revisions
-        for table in re.findall(r"FROM (?!\()(\w+(?: FINAL)?)", query.replace(make.SMALLEST, "")):
-            nested = (
-                f"max(end) FROM {table}" in query
-                or f"uniqExact(model) AS models FROM {table}" in query
-            )
-            assert table.endswith("FINAL") or nested, f"{name}: {table}"
+def shown() -> dict[str, str]:
+    """By view that the migrations make, what it reads."""
+    made = [s for m in migrations() for s in m.statements("d") if s.startswith("CREATE VIEW")]
+    found = [re.search(r"`d`\.(\w+) SQL SECURITY DEFINER AS\s(.*)", s, re.DOTALL) for s in made]
+    return {match[1]: match[2] for match in found if match is not None}
+
+
+def asked(query: str) -> set[str]:
+    """Tables and views of a query."""
+    return set(re.findall(r"(?:FROM|(?<!ARRAY )JOIN) (?!\()(\w+)", query))
+
+
+def test_dashboards_and_alerts_ask_views_which_show_the_newest_revisions() -> None:
+    alerts = (GRAFANA / "provisioning" / "alerting" / "driftline.yml").read_text()
+    queries = [query for path in DASHBOARDS for _, query in sql_of(path)]
+    queries += re.findall(r"rawSql: (.+)", alerts)
+    views = shown()
+    assert set.union(*map(asked, queries)) == set(views) - {"shown_windows_rolled"}
+    for name, query in views.items():
+        assert query.endswith(" FINAL") != (name == "shown_series"), name
+
+
+def test_the_reader_may_read_the_views_and_no_table(filled: Store) -> None:
+    folder = GRAFANA / "clickhouse"
+    views = set(shown())
+    assert not any(re.search(r"predictions|labels|outcomes|arrivals", q) for q in shown().values())
+    users = ET.parse(folder / "users.xml").getroot().find("users/grafana")
+    assert users is not None
+    granted = [grant.text or "" for grant in users.iter("query")]
+    assert granted == [f"GRANT SELECT ON driftline.{view}" for view in shown()]
+    script = Migration(1, "reader", (folder / "reader.sql").read_text()).statements("driftline")
+    for statement in script:
+        assert rows(filled, f"EXPLAIN AST {statement}")
+    given = [s for s in script if s.startswith("GRANT")]
+    assert given == [f"{grant} TO driftline_reader" for grant in granted]
+    known = {row["name"] for row in rows(filled, "SHOW TABLES")}
+    assert views < known
+
+
+def test_the_two_ways_to_make_the_reader_bound_it_alike() -> None:
+    folder = GRAFANA / "clickhouse"
+    script = (folder / "reader.sql").read_text()
+    root = ET.parse(folder / "users.xml").getroot()
+    profile, quota = root.find("profiles/grafana"), root.find("quotas/grafana/interval")
+    assert profile is not None
+    assert quota is not None
+    bounds = {each.tag: each.text for each in profile if each.tag != "constraints"}
+    assert bounds["readonly"] == "1"
+    for name, value in bounds.items():
+        assert re.search(rf"\b{name} = {value}\b", script), name
+    assert quota.findtext("duration") == "3600"
+    assert f"INTERVAL 1 hour MAX execution_time = {quota.findtext('execution_time')} " in script
+    assert "max_execution_time = 60 MAX 60 CHANGEABLE_IN_READONLY" in script
+    constraint = profile.find("constraints/max_execution_time")
+    assert constraint is not None
+    assert [each.tag for each in constraint] == ["changeable_in_readonly", "max"]
+
+
+def test_a_view_is_read_by_who_may_only_read(filled: Store) -> None:
+    for view in shown():
+        assert rows(filled, f"SELECT count() AS n FROM {view} SETTINGS readonly = 1")
+
+
+def test_what_is_asked_of_a_view_is_looked_up_by_the_key_of_its_table(filled: Store) -> None:
+    plan = rows(
+        filled,
+        "EXPLAIN indexes = 1 SELECT sum(n) FROM shown_windows WHERE model = 'a' AND feature = 'b' AND start > now()",
+    )
+    text = " ".join(row["explain"].strip() for row in plan)
+    assert "Keys: model feature" in text, text
 
 
 @each_dashboard
@@ -506,11 +570,13 @@ def test_links_lead_to_dashboards_variables_and_choices_that_exist(path: Path) -
     for uid, query in re.findall(r"/d/([\w-]+)\?([^\"]+)", text):
         assert set(re.findall(r"var-(\w+)=", query)) <= there[uid]
         assert set(re.findall(r"\$\{(\w+)", query)) <= own | {"__data", "__url_time_range"}
-    to_page = re.findall(r"\$\{page\}/(?:#([^\"]+))?\"", text)
+    to_page = re.findall(r"\$\{page\}/([^\"]*)\"", text)
     assert to_page
-    for choices in to_page:
+    for address in to_page:
+        place, _, choices = address.partition("?")
+        assert PAGE_PLACES.fullmatch(re.sub(r"\$\{[^}]+\}", "x", place)), place
         assert set(re.findall(r"(?:^|&)(\w+)=", choices)) <= PAGE_READS
-        assert set(re.findall(r"\$\{(\w+)", choices)) <= own | {"__data"}
+        assert set(re.findall(r"\$\{(\w+)", address)) <= own | {"__data"}
     (page,) = [v for v in variables(path) if v["name"] == "page"]
     published = yaml.safe_load((GRAFANA.parent / "docker-compose.yml").read_text())
     assert page["query"] == "http://" + published["services"]["api"]["ports"][0].rpartition(":")[0]
@@ -519,15 +585,18 @@ def test_links_lead_to_dashboards_variables_and_choices_that_exist(path: Path) -
     assert to_the_page["url"].startswith("${page}/")
 
 
+def of_page() -> str:
+    """All of its scripts."""
+    page = GRAFANA.parent / "monitor" / "page"
+    return "".join(path.read_text() for path in [page / "api.js", *(page / "views").glob("*.js")])
+
+
 def test_the_page_reads_from_its_address_what_links_say() -> None:
-    script = (GRAFANA.parent / "monitor" / "page" / "page.js").read_text()
-    assert "URLSearchParams(location.hash.slice(1))" in script
-    (listed,) = re.findall(r'for \(const id of \[("model".+?)\]\)', script)
-    assert set(json.loads(f"[{listed}]")) == PAGE_READS
+    assert set(re.findall(r"choices\.(\w+)", of_page())) == PAGE_READS
 
 
 def test_links_of_the_page_lead_to_dashboards_and_variables_that_exist() -> None:
-    script = (GRAFANA.parent / "monitor" / "page" / "page.js").read_text()
+    script = of_page()
     there = {path.stem: {v["name"] for v in variables(path)} for path in DASHBOARDS}
     assert "/d/driftline-${name}?" in script
     calls = re.findall(r'board\("(\w+)", ([^\n]+)', script)

@@ -403,6 +403,30 @@ def test_a_flood_of_bad_labels_sends_letters_up_to_the_cap() -> None:
     assert Counter(buried.reasons) == {b"not_json": 5, b"bad_timestamp": 1}
 
 
+def test_windows_are_rolled_up_now_and_then_and_the_rest_after_the_next_batch() -> None:
+    answers: list[bool | Exception] = [False, True, TransientError("it is away"), True]
+    asked: list[bool] = []
+
+    def roll(*, enough: Callable[[], bool], every_s: int) -> bool:
+        asked.append(enough())
+        assert 0 < every_s < sink.SETTLE_S, "one that another sink has just done is left out"
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    rolling = sink_of(Buried())
+    rolling._target = cast("Store", SimpleNamespace(rollups=SimpleNamespace(roll=roll)))
+    rolling._roll()
+    assert asked == []
+    for rounds, done in ((2, 2), (1, 3), (1, 4)):
+        rolling._roll_at_s = 0.0
+        for _ in range(rounds + 1):
+            rolling._roll()
+        assert len(asked) == done
+    assert not any(asked)
+
+
 def sink_of(buried: Buried, clock: Callable[[], float] = lambda: 0.0) -> sink.Sink:
     return sink.Sink(
         cast("Consumer", None),
