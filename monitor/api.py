@@ -16,7 +16,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -35,7 +35,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Send
 from starlette.types import Scope as Connection
 
-from monitor import api_approvals, api_events, api_labels, api_orders
+from monitor import api_approvals, api_events, api_labels, api_orders, api_page
 from monitor import gate as gates
 from monitor import store as stores
 from monitor.api_access import Access, Needs
@@ -108,8 +108,9 @@ def create_app(
     settings: ApiSettings,
     observed: Observed | None = None,
     desk: Desk | None = None,
+    stop: threading.Event | None = None,
 ) -> FastAPI:
-    """The application; ``run`` serves it, and keeps what is ``observed`` up to date. Without a ``desk`` it takes no orders."""
+    """The application; ``run`` serves it, and keeps what is ``observed`` up to date. Without a ``desk`` it takes no orders; streams end at ``stop``."""
     app = FastAPI(title="Driftline", version="1", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(StarletteHTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _invalid_problem)
@@ -127,7 +128,12 @@ def create_app(
     reads, writes = [Depends(Needs("read"))], [Depends(Needs("write"))]
     recent = Recent()
     read = reader(store, recent)
-    app.include_router(_model_routes(read, settings), dependencies=reads)
+    beside = _beside(settings)
+    pictures = api_page.page_routes(
+        store, recent, settings.page_size, beside, stop or threading.Event()
+    )
+    app.include_router(pictures, dependencies=reads)
+    app.include_router(_model_routes(read, settings, beside), dependencies=reads)
     ledger = partial(_ledger, observed or Observed(store), recent)
     others = _other_routes(app, read, ledger, settings)
     app.include_router(others, dependencies=reads)
@@ -163,7 +169,7 @@ def run(
         if give is None
         else Desk(give, clock_ms=_now_ms, secret=secret, take=take, post=post, limits=limits)
     )
-    app = create_app(store, api, observed, desk)
+    app = create_app(store, api, observed, desk, stop)
     listener = _listen(api)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -205,11 +211,15 @@ def _open_routes(store: Store) -> APIRouter:
     return router
 
 
-def _model_routes(store: Store, settings: ApiSettings) -> APIRouter:
+def _beside(settings: ApiSettings) -> dict[str, str]:
+    """A header that says where the dashboards of models are."""
+    grafana = f'<{settings.grafana_url}>; rel="related"; title="Grafana"'
+    return {"Link": grafana} if settings.grafana_url else {}
+
+
+def _model_routes(store: Store, settings: ApiSettings, beside: Mapping[str, str]) -> APIRouter:
     """Views of one model. A name may hold slashes, so the longer paths come first."""
     router, page_size = APIRouter(prefix="/api/v1/models"), settings.page_size
-    grafana = f'<{settings.grafana_url}>; rel="related"; title="Grafana"'
-    beside = {"Link": grafana} if settings.grafana_url else {}
 
     @router.get("", **answers(Page[ModelRow]))
     def models() -> Response:
@@ -222,6 +232,7 @@ def _model_routes(store: Store, settings: ApiSettings) -> APIRouter:
     def windows(
         model: str, span: AnySpan, version: Text = None, segment: Segment = "", size_ms: Size = None
     ) -> Response:
+        """Windows. Hours and days (size_ms 3600000, 86400000) are rolled up where the model has shorter ones only, here and for features."""
         scope: dict[str, Any] = {"version": version, "segment": segment, "size_ms": size_ms}
         return span.page(store.windows, page_size, model, **scope)
 
@@ -286,7 +297,7 @@ def _model_routes(store: Store, settings: ApiSettings) -> APIRouter:
         return found(window, "no such window of this feature")
 
     _add_steering(router, store, page_size)
-    _add_summaries(router, store, page_size)
+    _add_summaries(router, store, page_size, beside)
     return router
 
 
@@ -296,8 +307,8 @@ def _add_steering(router: APIRouter, store: Store, page_size: int) -> None:
         """Actions that the incidents of these times advise or had asked for, and how far they are."""
 
         def acted(found: list[Incident]) -> list[ActionRow]:
-            spec = next((row.spec for row in store.models() if row.model == model), {})
-            allowed = ActionsSpec.model_validate(spec.get("actions", {}))
+            spec = store.spec(model)
+            allowed = ActionsSpec() if spec is None else spec.actions
             return list(actions_of(found, allowed, store.acted_on(tuple(row.id for row in found))))
 
         return span.page(store.incidents, page_size, model, at="opened_ms", shown=acted)
@@ -317,7 +328,9 @@ def _add_steering(router: APIRouter, store: Store, page_size: int) -> None:
         return page(rows, len(rows))
 
 
-def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
+def _add_summaries(
+    router: APIRouter, store: Store, page_size: int, beside: Mapping[str, str]
+) -> None:
     @router.get("/{model:path}/versions", **answers(Page[VersionRow]))
     def versions(model: str, limit: Limit = None) -> Response:
         most = most_of(limit, page_size)
@@ -358,8 +371,10 @@ def _add_summaries(router: APIRouter, store: Store, page_size: int) -> None:
 
     @router.get("/{model:path}", **answers(ModelRow))
     def one_model(model: str) -> Response:
-        known = {row.model: row for row in store.models()}
-        return found(known.get(model), "no such model")
+        """One model. The header ``Link`` says where its dashboards are."""
+        response = found(next(iter(store.models(model)), None), "no such model")
+        response.headers.update(beside)
+        return response
 
 
 def _other_routes(
@@ -431,11 +446,10 @@ def _scope_of(dependency: object) -> str | None:
 
 def _silences(store: Store, model: str | None) -> Iterator[SilenceRow]:
     now_ms: dict[str, int] = {}
-    for row in store.models():
-        if model in (None, row.model):
-            now_ms[row.model] = row.last_ms or 0
-            spec = ModelSpec.model_validate({**row.spec, "model": row.model})
-            yield from silences_of_spec(row.model, spec.silences, now_ms[row.model])
+    for row in store.models(model):
+        now_ms[row.model] = row.last_ms or 0
+        spec = ModelSpec.model_validate({**row.spec, "model": row.model})
+        yield from silences_of_spec(row.model, spec.silences, now_ms[row.model])
     for incident in store.incidents(model, state="firing", limit=_MOST_FIRING * len(now_ms)):
         ordered = silence_of_incident(incident, now_ms.get(incident.model, 0))
         if ordered is not None:
@@ -443,10 +457,11 @@ def _silences(store: Store, model: str | None) -> Iterator[SilenceRow]:
 
 
 def _files(at: str, folder: Path) -> Iterator[Route]:
-    """Routes to the files of a folder, and to its index: each by its name, so that nothing else is theirs."""
+    """Routes to the files of a folder and those below it, and to its index: each by its name, so that nothing else is theirs."""
     serve = StaticFiles(directory=folder)
     yield Route(at, _File(serve, "index.html"))
-    for file in sorted(path.name for path in folder.iterdir()):
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in (path.relative_to(folder).as_posix() for path in paths):
         yield Route(f"{at.rstrip('/')}/{file}", _File(serve, file))
 
 

@@ -66,7 +66,7 @@ def _asking(store: Store, desk: Desk, token: str) -> Response:
 
 def _back_to(store: Store, incident: Incident) -> str | None:
     """The version that a rollback goes to: the one that the spec names, or else the incident's."""
-    specs = [row.spec for row in store.models() if row.model == incident.model]
+    specs = [row.spec for row in store.models(incident.model)]
     rules = [ActionsSpec.model_validate(spec.get("actions", {})).rollback for spec in specs]
     return next((rule.to for rule in rules if rule is not None and rule.to), incident.rollback_to)
 

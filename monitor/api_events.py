@@ -27,9 +27,9 @@ from monitor.api_orders import (
     same_site_check,
 )
 from monitor.captures import Said
-from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, JSON_TYPE
+from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, JSON_TYPE, MAX_BODY
 from monitor.halves import HalfFate
-from monitor.ingest import BATCH_TYPE, LINES_TYPE, MAX_BODY, Haul, Ingest
+from monitor.ingest import BATCH_TYPE, LINES_TYPE, Haul, Ingest
 from monitor.store import Store
 
 MAX_AT_ONCE: Final = 64  # bodies that are in memory: 64 MB

@@ -10,7 +10,7 @@ import msgspec
 
 from monitor import api
 from monitor.api_orders import Desk
-from monitor.errors import TransientError
+from monitor.errors import ConfigError, TransientError
 from monitor.events import Event, Limits, Record, decode_message
 from monitor.settings import ApiSettings
 from monitor.spec import ModelSpec
@@ -19,6 +19,11 @@ from monitor.wire import Command
 from tests.monitor.test_api_orders import Client
 
 NOW = 1_795_255_260_000  # 2026-11-21T10:01:00Z
+BROKER_AWAY = [
+    (TransientError("no broker at 10.0.0.2"), "broker does not answer", "5"),
+    (ConfigError("10.0.0.2 refuses us"), "driftline doctor", None),
+]
+"""What posting fails with, what the answer says of it, and its `Retry-After`."""
 
 
 @dataclass

@@ -49,7 +49,9 @@ def application(store: Store, taken: list[object] | None = None) -> FastAPI:
 
     settings = ApiSettings(keys=SecretStr(KEYS), rate_per_s=0)
     desk = Desk(give, lambda: NOW, "s" * 32, take, post)
-    return api.create_app(store, settings, desk=desk)
+    over = threading.Event()
+    over.set()  # its stream of changes ends at once, for clients that read to the end
+    return api.create_app(store, settings, desk=desk, stop=over)
 
 
 @contextmanager

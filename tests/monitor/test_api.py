@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import logging
+import queue
 import re
 import socket
 import threading
@@ -15,14 +17,15 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from monitor import api, store
+from monitor import api, api_page, store
 from monitor.api_orders import Desk
 from monitor.approvals import Approval
 from monitor.errors import ConfigError
 from monitor.observed import Observed
 from monitor.settings import ApiSettings, ApprovalSettings, ClickHouseSettings, Settings
 from monitor.store import Store
-from monitor.wire import Command
+from monitor.tables import delivery_row, to_table
+from monitor.wire import Command, Delivery
 from streams.embedded.supervisor import LOOPBACK, free_port
 from tests.monitor.serving import served
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, endpoint, fill
@@ -82,13 +85,105 @@ def test_a_model_is_found_by_its_name_even_with_a_slash_in_it(client: httpx.Clie
 
 
 def test_the_page_asks_for_nothing_that_the_api_does_not_have(client: httpx.Client) -> None:
-    script = (api.PAGE / "page.js").read_text()
-    asked = re.findall(r"ask\([`\"](?:\$\{modelPath\([\w.]+\)\})?([^`\"]*)[`\"]", script)
-    paths = {path if path.startswith("/api") else f"/api/v1/models/*{path}" for path in asked}
-    wanted = {re.sub(r"\$\{.+?\}", "*", path) for path in paths}
+    scripts = "".join(path.read_text() for path in sorted((api.PAGE / "views").glob("*.js")))
+    asked = re.findall(r"ask(?:IfAny)?\(([`\"])(.+?)\1", scripts)
+    # In a view, `path` is a model's address, and in one function that of a feature.
+    places = [path.replace("${path}", "/api/v1/models/*") for _, path in asked]
+    wanted = {re.sub(r"\$\{.+?\}", "*", place) for place in places}
     known = client.get("/api/v1/openapi.json").json()["paths"]
-    assert len(wanted) == 10
-    assert wanted <= {re.sub(r"\{.+?\}", "*", path) for path in known}
+    shapes = {re.sub(r"\{.+?\}", "*", path) for path in known}
+    assert len(wanted) >= 12
+    assert wanted - shapes == {"/api/v1/models/*/series"}, "of a feature"
+
+
+def test_the_fleet_says_what_is_wrong_with_which_model(client: httpx.Client) -> None:
+    (row,) = client.get("/api/v1/fleet").json()["items"]
+    assert (row["model"], row["firing"], row["severity"]) == (MODEL, 1, "error")
+    assert (row["incident_id"], row["features"]) == (FIRING, 3)
+    assert (row["serving"], row["versions"]) == (["7"], 1)
+    assert row["last_ms"] == START + DAYS * DAY
+    assert row["rate"] == pytest.approx(EVENTS / 86_400)
+
+
+def test_the_heat_map_has_in_each_column_the_worst_of_its_windows(client: httpx.Client) -> None:
+    at = f"/api/v1/models/{NAME}/heat"
+    span: dict[str, str | int] = {
+        "version": "7",
+        "size_ms": DAY,
+        "from_ms": START,
+        "to_ms": START + DAYS * DAY,
+    }
+    fine = client.get(at, params={**span, "columns": DAYS}).json()
+    assert (fine["from_ms"], fine["column_ms"], fine["columns"]) == (START, DAY, DAYS)
+    assert fine["statistics"] == ["ks", "psi"]
+    rows = {row["feature"]: row for row in fine["features"]}
+    assert set(rows) == {"carrier", "temp", "wind_speed", "$score"}
+    assert fine["features"][0]["feature"] == "wind_speed", "the worst comes first"
+    verdicts = client.get(f"/api/v1/models/{NAME}/verdicts", params={"feature": "wind_speed"})
+    for verdict in verdicts.json()["items"]:
+        day = (verdict["start_ms"] - START) // DAY
+        ratio = rows["wind_speed"]["ratios"][day]
+        assert ratio == pytest.approx(verdict["value"] / verdict["limit"], rel=0.005)
+        assert fine["statistics"][rows["wind_speed"]["which"][day]] == "psi"
+    coarse = client.get(at, params={**span, "columns": 7}).json()
+    assert (coarse["column_ms"], coarse["columns"]) == (5 * DAY, 6), "whole windows only"
+    for row in coarse["features"]:
+        ratios = rows[row["feature"]]["ratios"]
+        assert row["ratios"] == [max(ratios[i : i + 5]) for i in range(0, DAYS, 5)]
+        assert row["worst"] == max(ratios)
+    one = client.get(at, params={**span, "columns": DAYS, "statistic": "ks"}).json()
+    (temp,) = one["features"]
+    assert (temp["feature"], temp["worst"]) == ("temp", None)
+    assert temp["ratios"] == [None] * DAYS, "too few to say is not fine"
+    nothing = client.get(at, params={**span, "version": "8"}).json()
+    assert (nothing["features"], nothing["statistics"]) == ([], [])
+    assert client.get(at, params={**span, "columns": 201}).status_code == 422
+    backwards = client.get(at, params={**span, "to_ms": 0}).json()
+    assert backwards["columns"] == 1
+
+
+def test_readers_are_told_of_changes_and_let_go_when_the_api_stops(filled: Store) -> None:
+    stop = threading.Event()
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen(address: str) -> None:
+        with httpx.stream("GET", f"{address}/api/v1/changes", timeout=20, trust_env=False) as found:
+            assert found.headers["content-type"].startswith("text/event-stream")
+            for line in found.iter_lines():
+                if line.startswith("event:"):
+                    told.put(line)
+
+    app = api.create_app(filled, ApiSettings(), stop=stop)
+    with served(app) as address, ThreadPoolExecutor(1) as thread:
+        listening = thread.submit(listen, address)
+        assert told.get(timeout=10) == "event: changed"
+        with pytest.raises(queue.Empty):
+            told.get(timeout=2 * api_page.LOOK_S)
+        # One that is there already: other tests count them.
+        again = Delivery("d1", FIRING, "slack", "notify", "delivered", 2, START + DAYS * DAY)
+        filled.append("deliveries", to_table("deliveries", [delivery_row(again)]), token="again")
+        assert told.get(timeout=10) == "event: changed"
+        stop.set()
+        listening.result(timeout=5)
+
+
+def test_only_so_many_readers_may_listen(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_page, "MAX_READERS", 1)
+    stop = threading.Event()
+    app = api.create_app(filled, ApiSettings(), stop=stop)
+    with served(app) as address, httpx.Client(base_url=address, trust_env=False) as client:
+        with client.stream("GET", "/api/v1/changes") as first:
+            lines = first.iter_lines()  # held: the stream ends with it
+            assert next(lines) == "event: changed"
+            assert client.get("/api/v1/changes").status_code == 503
+        deadline = time.monotonic() + 10
+        while True:  # the first has gone, which is noticed a moment later
+            with client.stream("GET", "/api/v1/changes") as again:
+                if again.status_code == 200:
+                    break
+            assert time.monotonic() < deadline, "a reader who has left is still counted"
+            time.sleep(0.1)
+        stop.set()
 
 
 def test_who_is_given_the_models_is_told_where_their_dashboards_are(
@@ -98,7 +193,10 @@ def test_who_is_given_the_models_is_told_where_their_dashboards_are(
     client = serve(filled, ApiSettings(key=SecretStr(key), grafana_url=f"{grafana}/"))
     told = client.get("/api/v1/models", headers={"X-API-Key": key}).headers["link"]
     assert told == f'<{grafana}>; rel="related"; title="Grafana"'
-    (pattern,) = re.findall(r"/(\^<.+?\$)/\.exec", (api.PAGE / "page.js").read_text())
+    for place in ("fleet", f"models/{NAME}"):
+        beside = client.get(f"/api/v1/{place}", headers={"X-API-Key": key}).headers["link"]
+        assert beside == told, "what the page asks for says so as well"
+    (pattern,) = re.findall(r"/(\^<.+?\$)/\.exec", (api.PAGE / "api.js").read_text())
     found = re.fullmatch(pattern, told)
     assert found is not None
     assert found[1] == grafana, "and the page finds it there"
@@ -335,10 +433,25 @@ def test_the_page_is_self_contained_and_may_load_nothing_from_elsewhere(
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
     for name in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert client.get(f"/{name}").status_code == 200, name
-    for file in api.PAGE.iterdir():
+    ours = [path for path in api.PAGE.rglob("*.*") if path.parent.name != "vendor"]
+    assert len(ours) >= 15
+    for file in ours:
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http" not in text, file.name
         assert "innerHTML" not in text, file.name
+
+
+def test_the_vendored_library_is_as_its_authors_published_it() -> None:
+    """uPlot 1.6.32, ``dist/`` of the npm package ``uplot``; its licence asks to stay with it."""
+    vendored = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in (api.PAGE / "vendor").iterdir()
+    }
+    assert vendored == {
+        "LICENSE": "8f989229699b4fe2",
+        "uPlot.iife.min.js": "19c8d4c6ad88929a",
+        "uPlot.min.css": "df630c6a8d6f8eea",
+    }
 
 
 def test_an_order_that_waits_for_the_broker_holds_nobody_up(serve: Serve, filled: Store) -> None:

@@ -41,6 +41,7 @@ NEEDED = {
     f"{MODELS}/{{model:path}}/estimates": "read",
     f"{MODELS}/{{model:path}}/features/{{feature}}": "read",
     f"{MODELS}/{{model:path}}/features/{{feature}}/series": "read",
+    f"{MODELS}/{{model:path}}/heat": "read",
     f"{MODELS}/{{model:path}}/performance": "read",
     f"{MODELS}/{{model:path}}/references": "read",
     f"{MODELS}/{{model:path}}/references/{{bins_id}}": "read",
@@ -48,7 +49,9 @@ NEEDED = {
     f"{MODELS}/{{model:path}}/versions": "read",
     f"{MODELS}/{{model:path}}/versions/{{version:path}}/gate": "read",
     f"{MODELS}/{{model:path}}/windows": "read",
+    "GET /api/v1/changes": "read",
     "GET /api/v1/deliveries": "read",
+    "GET /api/v1/fleet": "read",
     "GET /api/v1/incidents": "read",
     "GET /api/v1/incidents/{incident_id}": "read",
     "GET /api/v1/ledger": "read",
@@ -62,8 +65,8 @@ NEEDED = {
     "POST /api/v1/cloudevents": "write",
     "POST /api/v1/inferences": "write",
 }
-FILES = {f"/{file.name}" for file in api.PAGE.iterdir()} | {"/"}
-FILES |= {f"/docs/{file.name}" for file in api.DOCS.iterdir()} | {"/docs"}
+FILES = {f"/{file.relative_to(api.PAGE)}" for file in api.PAGE.rglob("*.*")} | {"/"}
+FILES |= {"/vendor/LICENSE", "/docs"} | {f"/docs/{file.name}" for file in api.DOCS.iterdir()}
 
 
 def basic(text: str) -> str:

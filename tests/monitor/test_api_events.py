@@ -17,13 +17,13 @@ from pydantic import SecretStr
 
 from monitor import api_events, metrics
 from monitor.captures import Said
-from monitor.errors import ConfigError, TransientError
-from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, Limits, decode_message
+from monitor.errors import TransientError
+from monitor.events import ARROW_TYPE, CLOUDEVENT_TYPE, MAX_BODY, Limits, decode_message
 from monitor.halves import Bounds, Halves
-from monitor.ingest import BATCH_TYPE, LINES_TYPE, MAX_BODY, Ingest
+from monitor.ingest import BATCH_TYPE, LINES_TYPE, Ingest
 from monitor.labels import MAX_SHOWN
 from monitor.spec import ModelSpec
-from tests.monitor.door import NOW, Door
+from tests.monitor.door import BROKER_AWAY, NOW, Door
 from tests.monitor.test_api_orders import HERE
 
 EVENTS, CLOUDEVENTS, INFERENCES = "/api/v1/events", "/api/v1/cloudevents", "/api/v1/inferences"
@@ -175,13 +175,7 @@ def test_nothing_to_take_is_no_mistake(door: Door) -> None:
         assert (answer.status_code, answer.json()["accepted"], door.records) == (202, 0, [])
 
 
-@pytest.mark.parametrize(
-    ("failure", "detail", "again"),
-    [
-        (TransientError("no broker at 10.0.0.2"), "broker does not answer", "5"),
-        (ConfigError("10.0.0.2 refuses us"), "driftline doctor", None),
-    ],
-)
+@pytest.mark.parametrize(("failure", "detail", "again"), BROKER_AWAY)
 def test_nothing_is_claimed_while_the_broker_is_away(
     failure: Exception, detail: str, again: str | None
 ) -> None:

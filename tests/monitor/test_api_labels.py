@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from monitor import api
 from monitor.api_labels import MAX_BODY
 from monitor.api_orders import Desk
-from monitor.errors import ConfigError, TransientError
+from monitor.errors import TransientError
 from monitor.labels import MAX_SHOWN, Label
 from monitor.settings import ApiSettings
 from monitor.store import Store
 from monitor.wire import Command
+from tests.monitor.door import BROKER_AWAY
 from tests.monitor.test_api_orders import Client
 
 NOW = 1_700_000_000_000
@@ -149,13 +150,7 @@ def test_the_join_key_of_a_model_stands_for_the_id(world: World) -> None:
     assert {label.id for label in world.taken} == {"a", "r"}
 
 
-@pytest.mark.parametrize(
-    ("failure", "detail", "again"),
-    [
-        (TransientError("no broker at 10.0.0.2"), "broker does not answer", "5"),
-        (ConfigError("10.0.0.2 refuses us"), "driftline doctor", None),
-    ],
-)
+@pytest.mark.parametrize(("failure", "detail", "again"), BROKER_AWAY)
 def test_nothing_is_claimed_while_the_broker_is_away(
     failure: Exception, detail: str, again: str | None
 ) -> None:

@@ -91,9 +91,9 @@ class Stored:
     def incident(self, incident_id: str) -> Incident | None:
         return self.world.incident_of(incident_id)
 
-    def models(self) -> list[ModelRow]:
+    def models(self, model: str) -> list[ModelRow]:
         specs = {"another": {}, MODEL: {"actions": self.world.actions}}
-        return [ModelRow(name, spec, "", [], [], [], None, None) for name, spec in specs.items()]
+        return [ModelRow(model, specs[model], "", [], [], [], None, None)]
 
 
 @pytest.fixture
