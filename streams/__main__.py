@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from enum import Enum
 from importlib.metadata import version as version_of
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -25,6 +26,7 @@ from monitor.errors import ConfigError, DriftlineError
 from streams.console import (
     say,
     with_settings,
+    working,
     write_addresses,
     write_backtest,
     write_json,
@@ -34,10 +36,23 @@ from streams.console import (
     write_spending,
 )
 from streams.incident_commands import app as incident_app
+from streams.init_command import app as init_app
 from streams.key_commands import app as keys_app
 from streams.label_commands import app as labels_app
-from streams.options import EXIT_CONFIG, EXIT_FAILED, Config, Json, load, now_ms
+from streams.options import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    Config,
+    From,
+    Json,
+    To,
+    load,
+    now_ms,
+    time_of,
+)
+from streams.options import since as since_of
 from streams.processes import PROCESSES, Process, named, resolve, run_patiently, stop_on_signals
+from streams.read_commands import app as read_app
 
 if TYPE_CHECKING:
     from monitor.settings import Settings
@@ -58,6 +73,8 @@ run_app = typer.Typer(help="Run one process until SIGTERM or Ctrl-C.", no_args_i
 topics_app = typer.Typer(help="Create or list the Kafka topics.", no_args_is_help=True)
 reference_app = typer.Typer(help="Build or show a model's reference.", no_args_is_help=True)
 dlq_app = typer.Typer(help="Look at dead letters, or send them again.", no_args_is_help=True)
+app.add_typer(init_app)
+app.add_typer(read_app)
 app.add_typer(run_app, name="run")
 app.add_typer(topics_app, name="topics")
 app.add_typer(reference_app, name="reference")
@@ -253,7 +270,8 @@ def apply(
     from streams import authoring
 
     spec = load_spec(spec_file)
-    applied = authoring.apply(settings, spec, origin=spec_file, recalibrate=recalibrate)
+    with working(f"applying {spec_file}"):
+        applied = authoring.apply(settings, spec, origin=spec_file, recalibrate=recalibrate)
     if as_json:
         write_json(applied.summary)
     else:
@@ -273,7 +291,8 @@ def reference_build(
     from monitor.spec import load_spec
     from streams import authoring
 
-    reference = authoring.build(settings, load_spec(spec_file), source, publish=publish)
+    with working(f"reading {source}"):
+        reference = authoring.build(settings, load_spec(spec_file), source, publish=publish)
     write_reference(authoring.summary(reference), as_json=as_json)
 
 
@@ -287,7 +306,9 @@ def reference_show(
     settings = load(config, "reference")
     from streams import authoring
 
-    write_reference(authoring.summary(authoring.current(settings, model)), as_json=as_json)
+    with working("reading the models"):
+        reference = authoring.current(settings, model)
+    write_reference(authoring.summary(reference), as_json=as_json)
 
 
 @app.command()
@@ -304,7 +325,8 @@ def ledger(
 
     from monitor import store
 
-    found = store.connect(settings.clickhouse).ledger(drained=drained)
+    with working("adding up"):
+        found = store.connect(settings.clickhouse).ledger(drained=drained)
     if as_json:
         write_json(to_builtins(found))
     else:
@@ -340,9 +362,12 @@ def dlq_show(
     settings = load(config, "dlq")
     from streams import dlq, wiring
 
-    chosen = dlq.Filter(dlq.since(since, now_ms()), reason, stage, limit)
+    chosen = dlq.Filter(since_of(since, now_ms()), reason, stage, limit)
     topics = wiring.topics(settings)
-    with dlq.Reader(wiring.require_broker(settings), topics.prefix) as reader:
+    with (
+        working("reading dead letters"),
+        dlq.Reader(wiring.require_broker(settings), topics.prefix) as reader,
+    ):
         found = reader.find(topics.dlq, chosen, monotonic=time.monotonic)
     write_rows(dlq.rows(found, value=value), as_json=as_json)
 
@@ -374,7 +399,7 @@ def dlq_replay(
 
     replayed = replay.replay(
         settings,
-        dlq.Filter(dlq.since(since, now_ms()), reason, stage, limit),
+        dlq.Filter(since_of(since, now_ms()), reason, stage, limit),
         monotonic=time.monotonic,
         confirm=confirm,
         dry_run=dry_run,
@@ -400,7 +425,8 @@ def budget(
 
     from monitor import store
 
-    found = store.connect(settings.clickhouse).spending(model)
+    with working("adding up"):
+        found = store.connect(settings.clickhouse).spending(model)
     if model is not None and not found:
         raise ConfigError(f"no model is called {model}")
     write_spending(to_builtins(found), as_json=as_json)
@@ -409,12 +435,8 @@ def budget(
 @app.command()
 def backtest(
     model: Annotated[str, typer.Option("--model", "-m", help="Name of the model.")],
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="TIME", help="Windows from here on; UTC.")
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="TIME", help="Windows up to here; UTC.")
-    ] = None,
+    from_: From = None,
+    to: To = None,
     budgets: Annotated[
         list[str] | None,
         typer.Option("--budget", metavar="N/DURATION", help="Another budget, such as 1/7d."),
@@ -438,14 +460,16 @@ def backtest(
 
     from streams import backtest as backtests
 
-    report = backtests.run(
-        settings,
-        model,
-        backtests.rules_of(budgets or (), psi=psi, ks_p=ks_p),
-        from_ms=backtests.time_of("--from", from_),
-        to_ms=backtests.time_of("--to", to),
-        episodes=backtests.read_episodes(incidents) if incidents is not None else (),
-    )
+    with working("reading the model") as told:
+        report = backtests.run(
+            settings,
+            model,
+            backtests.rules_of(budgets or (), psi=psi, ks_p=ks_p),
+            from_ms=time_of("--from", from_),
+            to_ms=time_of("--to", to),
+            episodes=backtests.read_episodes(incidents) if incidents is not None else (),
+            progress=lambda judged, of: told(f"{judged:,} of {of:,} windows judged"),
+        )
     write_backtest(to_builtins(report), as_json=as_json)
 
 
@@ -455,7 +479,8 @@ def doctor(as_json: Json = False, config: Config = None) -> None:
     settings = load(config, "doctor")
     from streams import doctor as doctor_
 
-    findings = doctor_.examine(settings, now_s=time.time)
+    with working("examining broker and database"):
+        findings = doctor_.examine(settings, now_s=time.time)
     if as_json:
         write_json([finding.to_dict() for finding in findings])
     else:
@@ -503,12 +528,36 @@ def migrate(
     settings = load(config, "migrate")
     from monitor import store
 
-    applied = store.migrate(settings.clickhouse, dry_run=dry_run)
+    with working("migrating"):
+        applied = store.migrate(settings.clickhouse, dry_run=dry_run)
     if as_json:
         write_json({"dry_run": dry_run, "applied": applied})
     else:
         verb = "would apply" if dry_run else "applied"
         say(f"{verb} {', '.join(applied)}" if applied else "all migrations are applied")
+
+
+class Shell(Enum):
+    """Shells whose completion is known."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="Whose script to print.")]) -> None:
+    """Print what a shell needs to complete commands and options.
+
+    bash: eval "$(driftline completion bash)" in ~/.bashrc. zsh: the same in ~/.zshrc, after compinit. fish: driftline completion fish > ~/.config/fish/completions/driftline.fish.
+    """
+    from typer._completion_shared import get_completion_script
+
+    say(
+        get_completion_script(
+            prog_name="driftline", complete_var="_DRIFTLINE_COMPLETE", shell=shell.value
+        )
+    )
 
 
 @app.command()
@@ -523,6 +572,9 @@ def version(as_json: Json = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, or ``arguments``; errors that a user can act on are one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that it cannot show is no failure
+            stream.reconfigure(errors="replace")
     try:
         app(arguments, prog_name="driftline")
     except ConfigError as err:

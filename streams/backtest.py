@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import msgspec
 import yaml
 
 from alerting.backtest import Backtest, Budget, Fixed, Outcome, Rule, parse_budget
-from alerting.episodes import Episode, parse_episodes, parse_time
+from alerting.episodes import Episode, parse_episodes
 from monitor import store
 from monitor.errors import ConfigError, DriftlineError
 from monitor.history import History
@@ -57,18 +57,6 @@ def rules_of(budgets: Sequence[str], *, psi: float, ks_p: float) -> list[Rule]:
     return rules
 
 
-def time_of(option: str, text: str | None) -> int | None:
-    """Epoch milliseconds of an option that may be left out.
-
-    Raises:
-        ConfigError: it is no time.
-    """
-    try:
-        return None if text is None else parse_time(text)
-    except ValueError as err:
-        raise ConfigError(f"{option}: {err}") from err
-
-
 def read_episodes(file: Path) -> tuple[Episode, ...]:
     """Labelled incidents of a CSV file with a heading, or of a YAML list.
 
@@ -99,8 +87,9 @@ def run(
     from_ms: int | None = None,
     to_ms: int | None = None,
     episodes: Sequence[Episode] = (),
+    progress: Callable[[int, int], None] = lambda _judged, _of: None,
 ) -> Report:
-    """Replay the windows of a model that lie in ``[from_ms, to_ms)`` under the budget in force and ``rules``; all of them without times.
+    """Replay the windows of a model that lie in ``[from_ms, to_ms)`` under the budget in force and ``rules``; all of them without times. ``progress``: windows judged, of how many.
 
     Raises:
         ConfigError: no such model, no reference yet, or a time that ends before it starts.
@@ -133,6 +122,7 @@ def run(
         backtest = Backtest(model.spec, model.reference, [in_force, *rules])
         for windows in history.by_end():
             backtest.take(windows)
+            progress(backtest.windows, extent.windows)
     finally:
         link.close()
     return Report(

@@ -3,25 +3,64 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand
 from typing_extensions import override
 
 from monitor import environment
 from streams.processes import Process
 
+PATIENCE_S: Final = 1.0  # without a word on a terminal
+_NUMBER: Final = re.compile(r"-?[\d,.]*\d(e[-+]\d+)?( ?[%a-z]{1,2})?|")
+
+
+def plain(text: str) -> str:
+    """Without what a terminal would obey: names come from producers."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
 
 def say(text: str) -> None:
     """One line for people."""
     sys.stdout.write(text + "\n")
+
+
+@contextmanager
+def working(what: str, *, patience_s: float = PATIENCE_S) -> Iterator[Callable[[str], None]]:
+    """Says on a terminal what is being done once it has taken ``patience_s``; the callable changes the words. Elsewhere nothing is said. Print nothing meanwhile."""
+    spinner = Spinner("dots", Text(what))
+    console = Console(stderr=True, highlight=False)
+    live = Live(spinner, console=console, transient=True, redirect_stdout=False)
+    lock, over = threading.Lock(), threading.Event()
+
+    def start() -> None:
+        with lock:
+            if not over.is_set():
+                live.start()
+
+    timer = threading.Timer(patience_s, start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda words: spinner.update(text=Text(words))
+    finally:
+        timer.cancel()
+        with lock:
+            over.set()
+            live.stop()
 
 
 def write_json(value: Any) -> None:
@@ -30,15 +69,19 @@ def write_json(value: Any) -> None:
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """Rows with the same keys, as a table or as JSON."""
+    """Rows with the same keys, as a table, numbers to the right, or as JSON."""
     if as_json:
         write_json(rows)
         return
-    headings = rows[0] if rows else ("nothing",)
-    columns = (Column(heading, overflow="fold") for heading in headings)  # never cut short
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values()))
+    lines = [[plain(str(value)) for value in row.values()] for row in rows]
+    table = Table(box=None, pad_edge=False)
+    for heading, cells in zip(rows[0], zip(*lines, strict=True), strict=True) if rows else ():
+        to_right = any(cells) and all(map(_NUMBER.fullmatch, cells))
+        table.add_column(heading, overflow="fold", justify="right" if to_right else "left")
+    if not rows:
+        table.add_column("nothing")
+    for line in lines:
+        table.add_row(*map(escape, line))
     Console(highlight=False).print(table)
 
 

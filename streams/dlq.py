@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -23,10 +22,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from alerting.episodes import parse_time
-from monitor.errors import ConfigError, TransientError
-from monitor.spec import parse_duration_ms
+from monitor.errors import TransientError
 from streams.clients import KafkaSettings, admin, consumer_config, log_ends
+from streams.console import plain
 from streams.deadletter import PREFIX, REPLAY, header_list
 
 logger = logging.getLogger(__name__)
@@ -79,10 +77,10 @@ class Letter:
         """Plain values, without what a terminal would obey."""
         row: dict[str, Any] = {
             "time": datetime.fromtimestamp(self.at_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            "stage": _plain(self.stage),
-            "reason": _plain(self.reason),
-            "detail": _plain(self.detail),
-            "topic": _plain(self.died.topic),
+            "stage": plain(self.stage),
+            "reason": plain(self.reason),
+            "detail": plain(self.detail),
+            "topic": plain(self.died.topic),
             "partition": self.died.partition,
             "offset": self.died.offset,
             "attempt": self.attempt,
@@ -119,22 +117,6 @@ class Found:
 
     letters: Sequence[Letter]
     replayed: frozenset[str]
-
-
-def since(text: str | None, now_ms: int) -> int | None:
-    """Epoch milliseconds of ``2h`` (ago) or ``2026-01-31T12:00:00Z``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text is None:
-        return None
-    with suppress(ValueError):
-        return now_ms - parse_duration_ms(text)
-    try:
-        return parse_time(text)
-    except ValueError as err:
-        raise ConfigError(f"--since: {err}, or a duration such as 2h") from None
 
 
 def letter_of(message: Message) -> Letter | None:
@@ -279,10 +261,6 @@ def rows(found: Found, *, value: bool) -> list[Mapping[str, Any]]:
         letter.to_dict(replayed=letter.identity in found.replayed, value=value)
         for letter in found.letters
     ]
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _bytes(text: str | bytes | None) -> bytes:

@@ -63,25 +63,19 @@ class Ends:
             try:
                 low, end = self._consumer.get_watermark_offsets(place, timeout=_ANSWER_S)
             except KafkaException:
-                self._tell({})
+                metrics.lag(self._process, {})
                 return self._unanswered
             if position >= 0:
                 lags[topic, partition] = max(0, end - max(low, position))
             if position < end and short is None:
                 short = f"{topic}/{partition} is at {max(position, 0)} of {end}"
-        self._tell(lags)
+        metrics.lag(self._process, lags)
         return short
 
     def close(self) -> None:
         """Close the connection."""
-        self._tell({})
+        metrics.lag(self._process, {})
         self._consumer.close()
-
-    def _tell(self, lags: Mapping[Target, int]) -> None:
-        series: dict[tuple[str, ...], float] = {
-            (self._process, topic, str(p)): lag for (topic, p), lag in lags.items()
-        }
-        metrics.only(metrics.LAG, series)
 
 
 class Watch:

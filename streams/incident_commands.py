@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from monitor.errors import ConfigError
-from streams.console import say, utc, write_json, write_rows
-from streams.options import EXIT_FAILED, Config, Json, load, now_ms
+from streams.console import say, utc, working, write_json, write_rows
+from streams.options import EXIT_FAILED, Config, Json, duration_of, load, now_ms
 
 if TYPE_CHECKING:
     from monitor.orders import Kind
@@ -129,6 +128,7 @@ def _order(
     from monitor.orders import order
     from streams import orders
 
+    lasts_ms = duration_of("--for", lasts)
     stored = store.connect(settings.clickhouse)
     at_ms = now_ms()
     command = order(
@@ -136,13 +136,14 @@ def _order(
         orders.find(stored, incident_id),
         author=author or getpass.getuser(),
         at_ms=at_ms,
-        until_ms=None if lasts is None else at_ms + _duration_ms(lasts),
+        until_ms=None if lasts_ms is None else at_ms + lasts_ms,
         comment=comment,
     )
-    orders.Messenger(settings).give(command)
-    found = orders.taken(
-        stored, command, within_s=WAIT_S, monotonic=time.monotonic, sleep=time.sleep
-    )
+    with working("waiting until the detector has taken it up"):
+        orders.Messenger(settings).give(command)
+        found = orders.taken(
+            stored, command, within_s=WAIT_S, monotonic=time.monotonic, sleep=time.sleep
+        )
     if as_json:
         write_json({"taken": found is not None, "incident": to_builtins(found)})
     elif found is None:
@@ -151,15 +152,6 @@ def _order(
         _write(found)
     if found is None:
         raise typer.Exit(EXIT_FAILED)
-
-
-def _duration_ms(text: str) -> int:
-    from monitor.spec import parse_duration_ms
-
-    try:
-        return parse_duration_ms(text)
-    except ValueError as err:
-        raise ConfigError(f"--for: {err}") from None
 
 
 def _write(incident: Incident) -> None:

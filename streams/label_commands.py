@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from monitor.errors import ConfigError, TransientError
-from streams.console import say, write_json, write_rows
+from streams.console import say, working, write_json, write_rows
 from streams.options import EXIT_FAILED, Config, Json, load, now_ms
 
 if TYPE_CHECKING:
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
     from monitor.labels import Receipt
     from monitor.settings import Settings
 
-PATIENCE_S: Final = 1.0  # without a word on a terminal
 SHOWN: Final = 20  # refused rows, for people
 
 app = typer.Typer(help="Load labels from a file.", no_args_is_help=True)
@@ -67,7 +62,7 @@ def load_(
     try:
         with (
             labels.read(source, sys.stdin.buffer, columns, format_ and format_.value) as rows,
-            _progress() as progress,
+            working("loading labels") as told,
         ):
             labels.load(
                 rows,
@@ -75,7 +70,7 @@ def load_(
                 receipt,
                 aliases=_aliases(settings),
                 now_ms=now_ms,
-                progress=progress,
+                progress=lambda receipt: told(_so_far(receipt)),
             )
     except (ConfigError, TransientError) as err:
         if not receipt.accepted:
@@ -86,25 +81,9 @@ def load_(
         raise typer.Exit(EXIT_FAILED)
 
 
-@contextmanager
-def _progress(
-    monotonic: Callable[[], float] = time.monotonic,
-) -> Iterator[Callable[[Receipt], None]]:
-    """Says on a terminal how far it is, if it takes more than ``PATIENCE_S``."""
-    console = Console(stderr=True, highlight=False)
-    status = console.status("loading labels")
-    since_s = monotonic()
-
-    def told(receipt: Receipt) -> None:
-        if console.is_terminal and monotonic() - since_s > PATIENCE_S:
-            refused = f", {receipt.refused:,} refused" if receipt.refused else ""
-            status.update(f"{receipt.accepted:,} labels accepted{refused}")
-            status.start()
-
-    try:
-        yield told
-    finally:
-        status.stop()
+def _so_far(receipt: Receipt) -> str:
+    refused = f", {receipt.refused:,} refused" if receipt.refused else ""
+    return f"{receipt.accepted:,} labels accepted{refused}"
 
 
 def _aliases(settings: Settings) -> Aliases:

@@ -24,9 +24,9 @@ import msgspec
 import pyarrow as pa
 from confluent_kafka import KafkaException, Producer
 
-from monitor.arrow import ARROW_START, read_table
+from monitor.arrow import read_table
 from monitor.errors import InvalidEventError, TransientError
-from monitor.events import Limits
+from monitor.events import ARROW_START, Limits
 from monitor.settings import Settings
 from streams import wiring
 from streams.deadletter import PREFIX, REPLAY, header_list

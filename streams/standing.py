@@ -57,6 +57,7 @@ class Standing:
         sender: sends requests.
         resolve: secrets by reference.
         clock_s: Unix time.
+        public_url: where people reach the page.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Standing:
         sender: Sends,
         resolve: Resolve,
         clock_s: Callable[[], float],
+        public_url: str = "",
     ) -> None:
         self._spec_of, self._sender, self._resolve = spec_of, sender, resolve
-        self._clock_s = clock_s
+        self._clock_s, self._public_url = clock_s, public_url
         self._firing: dict[int, Firing] = {}
         self._said: dict[Place, str] = {}
 
@@ -113,7 +115,10 @@ class Standing:
         self, place: Place, target: AlertmanagerTarget, incidents: list[Incident]
     ) -> None:
         try:
-            request = alerts_request(incidents, target, self._resolve, at_s=int(self._clock_s()))
+            at_s, public_url = int(self._clock_s()), self._public_url
+            request = alerts_request(
+                incidents, target, self._resolve, at_s=at_s, public_url=public_url
+            )
         except (KeyError, ValueError) as err:  # a secret that is not there, or cannot be sent
             said = str(err.args[0])
         else:

@@ -6,24 +6,28 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from monitor import environment, store
 from monitor.errors import DriftlineError
 from monitor.keys import find
 from monitor.settings import Settings
 from streams import __main__ as cli
-from streams.console import write_rows
+from streams.console import working, write_rows
 from streams.embedded import clickhouse
 from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from streams.processes import PROCESSES, Process
+from tests.streams.commands import main, plain_terminal, run
 
+__all__ = ["plain_terminal"]  # a fixture of every test here
+
+ROOT = Path(__file__).parents[2]
 SPEC = """
 model: churn
 task: binary
@@ -35,31 +39,9 @@ windows: {pane: 1h, sizes: [1d]}
 """
 
 
-@pytest.fixture(autouse=True)
-def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("DRIFTLINE_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "200")
-    # Logging is set up per process, not per command: the test's own capture stays.
-    monkeypatch.setattr("monitor.logs.configure", lambda *_args, **_kwargs: None)
-
-
-def _run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
-
-
-def _main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and standard error of the whole command, errors turned into lines."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return int(ended.value.code or 0), capsys.readouterr().err
-
-
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
 def test_a_process_lists_every_setting_that_it_reads(process: Process) -> None:
-    text = _run("run", process.name, "--help").output
+    text = run("run", process.name, "--help").output
     rows = list(environment.describe(*process.groups))
     assert len(rows) >= 10
     for row in rows:
@@ -80,8 +62,8 @@ def test_help_of_every_command_answers_without_importing_what_it_runs() -> None:
 
 
 def test_version_is_one_line_or_json() -> None:
-    assert _run("version").output.startswith("driftline 0.")
-    assert set(json.loads(_run("version", "--json").output)) == {"driftline", "python"}
+    assert run("version").output.startswith("driftline 0.")
+    assert set(json.loads(run("version", "--json").output)) == {"driftline", "python"}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +85,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.setenv("DRIFTLINE_EMBEDDED__DATA_DIR", str(tmp_path))
-    code, error = _main(capsys, *arguments)
+    code, error = main(capsys, *arguments)
     assert code == 2
     assert error.startswith("driftline: ")
     assert message in error
@@ -129,13 +111,13 @@ def test_a_broker_that_is_away_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIFTLINE_KAFKA__BOOTSTRAP", f"{LOOPBACK}:{free_port()}")
-    code, error = _main(capsys, "topics", "list")
+    code, error = main(capsys, "topics", "list")
     assert (code, error.count("\n")) == (1, 1)
     assert "no Kafka broker answers at" in error
 
 
 def test_a_key_is_shown_once_and_its_line_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = _run("keys", "create", "ci", "--scope", "read", "--scope", "write", "--days", "30")
+    made = run("keys", "create", "ci", "--scope", "read", "--scope", "write", "--days", "30")
     secret = re.search(r"dlk_[\w-]{43}", made.output)
     line = re.search(r"^line of the settings:  (.*)$", made.output, re.MULTILINE)
     assert secret
@@ -145,13 +127,13 @@ def test_a_key_is_shown_once_and_its_line_is_a_setting(monkeypatch: pytest.Monke
     assert (key.name, sorted(key.scopes)) == ("ci", ["read", "write"])
     assert find([key], secret[0]) is key
     assert key.until is not None
-    again = json.loads(_run("keys", "create", "ci", "--scope", "read", "--json").output)
+    again = json.loads(run("keys", "create", "ci", "--scope", "read", "--json").output)
     assert again["key"] != secret[0]
     assert again["key"] not in again["line"]
 
 
 def test_a_key_of_no_scope_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, error = _main(capsys, "keys", "create", "ci", "--scope", "admin")
+    code, error = main(capsys, "keys", "create", "ci", "--scope", "admin")
     assert (code, error) == (2, "driftline: scopes are read, write and approve\n")
 
 
@@ -162,7 +144,7 @@ def test_any_other_failure_that_we_know_is_one_line_and_exit_code_1(
         raise DriftlineError("broker ended with code 1; the end of broker.log:\nout of memory")
 
     monkeypatch.setattr("streams.demo.show.run", stalled)
-    assert _main(capsys, "demo") == (
+    assert main(capsys, "demo") == (
         1,
         "driftline: broker ended with code 1; the end of broker.log: out of memory\n",
     )
@@ -175,7 +157,7 @@ def test_a_demo_that_is_interrupted_says_so_by_its_exit_code(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("streams.demo.show.run", interrupted)
-    ended = _run("demo")
+    ended = run("demo")
     assert (ended.exit_code, ended.output) == (130, "stopped\n")
 
 
@@ -186,7 +168,7 @@ def test_a_process_whose_certificate_cannot_be_read_ends_instead_of_waiting(
     monkeypatch.setattr(cli, "stop_on_signals", lambda _stop: None)
     monkeypatch.setenv("DRIFTLINE_KAFKA__SECURITY_PROTOCOL", "SSL")
     monkeypatch.setenv("DRIFTLINE_KAFKA__SSL_CA_LOCATION", "/nowhere/ca.pem")
-    code, error = _main(capsys, "run", process.name)
+    code, error = main(capsys, "run", process.name)
     assert (code, error.count("\n")) == (2, 1)
     assert "ssl.ca.location" in error
 
@@ -199,6 +181,103 @@ def test_headings_are_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch
     assert "…" not in out.getvalue()
     letters = Counter(c for c in out.getvalue() if c.isalpha())
     assert letters == Counter("partitioncalibratingunaccounted")
+
+
+def complete(words: str, home: Path) -> list[str]:
+    """What bash offers after ``words``."""
+    driftline = home / "driftline"
+    driftline.write_text(f'#!/bin/sh\nexec {sys.executable} -m streams "$@"\n')
+    driftline.chmod(0o755)
+    script = (
+        'eval "$(driftline completion bash)"; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1));'
+        ' "$(complete -p driftline | sed "s/.*-F \\([^ ]*\\).*/\\1/")" driftline; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = {**os.environ, "PATH": f"{home}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        ["bash", "--norc", "-c", script, "bash", words],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert ended.stderr == ""
+    return ended.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("driftline inc", ["incidents", "incident"]),
+        ("driftline incident ack", ["acknowledge"]),
+        ("driftline drift --si", ["--since", "--size"]),
+        ("driftline completion z", ["zsh"]),
+    ],
+)
+def test_bash_completes_commands_options_and_values(
+    tmp_path: Path, words: str, offered: list[str]
+) -> None:
+    assert sorted(complete(words, tmp_path)) == sorted(offered)
+
+
+@pytest.mark.parametrize(
+    ("shell", "answer"),
+    [("zsh", '_arguments \'*: :(("incidents"'), ("fish", "incidents\t")],
+)
+def test_other_shells_get_a_script_that_asks_for_what_we_answer(shell: str, answer: str) -> None:
+    script = run("completion", shell).output
+    asked = {
+        "_DRIFTLINE_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "driftline incidents",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    for name, value in asked.items():
+        if name != "_TYPER_COMPLETE_FISH_ACTION" or shell == "fish":
+            assert name in script
+            assert value in script or "ARGS" in name
+    ended = subprocess.run(
+        [sys.executable, "-m", "streams"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert answer in ended.stdout
+
+
+def told_on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, takes_s: float) -> str:
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with working("adding [up]", patience_s=0.05) as told:
+        time.sleep(takes_s)
+        told("2 of 3")
+        time.sleep(takes_s)
+    return err.getvalue()
+
+
+def test_what_takes_long_says_so_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_on_a_terminal(monkeypatch, terminal=True, takes_s=0.5)
+    assert "adding [up]" in told
+    assert "2 of 3" in told
+    assert told_on_a_terminal(monkeypatch, terminal=True, takes_s=0.0) == ""
+
+
+def test_what_is_written_meanwhile_stays_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    with redirect_stdout(out), working("adding up", patience_s=0):
+        time.sleep(0.2)
+        sys.stdout.write("42\n")
+    assert out.getvalue() == "42\n"
+
+
+def test_what_takes_long_in_a_pipe_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told_on_a_terminal(monkeypatch, terminal=False, takes_s=0.1) == ""
 
 
 @pytest.fixture
@@ -219,42 +298,42 @@ def servers(
 
 
 def test_an_operators_first_hour(servers: Settings, tmp_path: Path) -> None:
-    sick = _run("doctor", "--json")
+    sick = run("doctor", "--json")
     found = {finding["check"]: finding for finding in json.loads(sick.output)}
     assert sick.exit_code == 1
     assert found["topics"]["advice"] == "run `driftline topics create`"
     assert found["migrations"]["advice"] == "run `driftline migrate`"
 
-    listed = _run("topics", "list", "--json")
+    listed = run("topics", "list", "--json")
     assert listed.exit_code == 1
     assert not any(row["exists"] for row in json.loads(listed.output))
-    created = json.loads(_run("topics", "create", "--json").output)["created"]
+    created = json.loads(run("topics", "create", "--json").output)["created"]
     assert f"{servers.kafka.topic_prefix}predictions" in created
-    assert _run("topics", "create").output == "all topics are there\n"
-    assert "predictions" in _run("topics", "list").output
+    assert run("topics", "create").output == "all topics are there\n"
+    assert "predictions" in run("topics", "list").output
 
-    planned = json.loads(_run("migrate", "--dry-run", "--json").output)["applied"]
-    assert json.loads(_run("migrate", "--json").output) == {"dry_run": False, "applied": planned}
-    assert _run("migrate").output == "all migrations are applied\n"
+    planned = json.loads(run("migrate", "--dry-run", "--json").output)["applied"]
+    assert json.loads(run("migrate", "--json").output) == {"dry_run": False, "applied": planned}
+    assert run("migrate").output == "all migrations are applied\n"
 
     spec = tmp_path / "churn.yaml"
     spec.write_text(SPEC)
-    assert _run("apply", str(spec)).output == "churn: calibrates itself\n"
+    assert run("apply", str(spec)).output == "churn: calibrates itself\n"
     rows = [f"{1_700_000_000_000 + i * 60_000},{'ab'[i % 2]},{20 + i % 50}" for i in range(3000)]
     source = tmp_path / "past.csv"
     source.write_text("\n".join(["ts,plan,age", *rows]) + "\n")
-    built = _run("reference", "build", str(source), "--spec", str(spec), "--publish", "--json")
+    built = run("reference", "build", str(source), "--spec", str(spec), "--publish", "--json")
     summary = json.loads(built.output)
     assert (summary["events"], summary["segments"]) == (3000, {"plan": 2})
-    assert json.loads(_run("reference", "show", "churn", "--json").output) == summary
-    assert _run("apply", str(spec)).output == "churn: keeps its reference\n"
-    assert _run("apply", str(spec), "--recalibrate").output == "churn: calibrates itself\n"
+    assert json.loads(run("reference", "show", "churn", "--json").output) == summary
+    assert run("apply", str(spec)).output == "churn: keeps its reference\n"
+    assert run("apply", str(spec), "--recalibrate").output == "churn: calibrates itself\n"
     spec.write_text(SPEC + "reference: {file: past.csv}\n")
-    assert _run("apply", str(spec)).output.startswith("churn: compared with")
+    assert run("apply", str(spec)).output.startswith("churn: compared with")
 
-    assert json.loads(_run("ledger", "--json").output)["total"]["events"] == 0
-    assert "unaccounted 0" in _run("ledger").output
-    well = _run("doctor", "--json")
+    assert json.loads(run("ledger", "--json").output)["total"]["events"] == 0
+    assert "unaccounted 0" in run("ledger").output
+    well = run("doctor", "--json")
     assert well.exit_code == 0, well.output
     assert {f["status"] for f in json.loads(well.output)} <= {"ok", "warn"}
 
@@ -262,8 +341,8 @@ def test_an_operators_first_hour(servers: Settings, tmp_path: Path) -> None:
 def test_an_unknown_model_has_no_reference(
     servers: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("topics", "create").exit_code == 0
-    code, error = _main(capsys, "reference", "show", "nobody")
+    assert run("topics", "create").exit_code == 0
+    code, error = main(capsys, "reference", "show", "nobody")
     assert code == 2
     assert "no model is called nobody: there are none" in error
     assert "a new model appears after its first 5,000 events" in error
@@ -291,7 +370,7 @@ def test_a_missing_event_in_the_ledger_is_exit_code_1(servers: Settings) -> None
     )
     link.append("ledger", to_table("ledger", [ledger_row(lost)]), token="t")
     link.close()
-    told = _run("ledger", "--json")
+    told = run("ledger", "--json")
     assert told.exit_code == 1
     assert json.loads(told.output)["total"]["unaccounted"] == 1
 
@@ -299,21 +378,21 @@ def test_a_missing_event_in_the_ledger_is_exit_code_1(servers: Settings) -> None
 def test_labels_are_loaded_with_the_join_key_of_their_model(
     servers: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("topics", "create").exit_code == 0
+    assert run("topics", "create").exit_code == 0
     spec, source = tmp_path / "churn.yaml", tmp_path / "left.csv"
     spec.write_text(SPEC + "labels: {join_key: [request_id]}\n")
-    assert _run("apply", str(spec)).exit_code == 0
+    assert run("apply", str(spec)).exit_code == 0
     source.write_text("request_id,label,ts\nr1,1,\nr2,,\nr3,0,2013-02-01T05:17:00Z\n")
-    loaded = _run("labels", "load", str(source), "--model", "churn", "--json")
+    loaded = run("labels", "load", str(source), "--model", "churn", "--json")
     said = json.loads(loaded.output)
     assert (loaded.exit_code, said["accepted"], said["refused"]) == (1, 2, 1)
     assert said["errors"][0]["row"] == 2
-    told = _run("labels", "load", str(source), "--model", "churn")
+    told = run("labels", "load", str(source), "--model", "churn")
     assert told.output.startswith("accepted 2 of 3 labels\n")
     assert "missing_field" in told.output
     source.write_text('{"id": 1, "model": "churn", "label": 1}\n')
-    told = _run("labels", "load", str(source), "--format", "jsonl")
+    told = run("labels", "load", str(source), "--format", "jsonl")
     assert (told.exit_code, told.output) == (0, "accepted 1 of 1 labels\n")
-    code, error = _main(capsys, "labels", "load", str(source))
+    code, error = main(capsys, "labels", "load", str(source))
     assert (code, error.count("\n")) == (2, 1)
     assert "no column label, model" in error
