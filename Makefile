@@ -42,13 +42,14 @@ lock: $(INSTALLED) ## Write requirements.lock anew (ARGS="--upgrade" for the new
 # Not the whole of .driftline: the passwords of docker-compose.yml are in .driftline/secrets.
 clean: ## Remove all that was made here: environment, caches, the demo's leavings
 	rm -rf $(addprefix .driftline/,clickhouse embedded-clickhouse detector logs lock tansu)
+	rm -f monitor/_kernel.so
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
 	find monitor streams alerting tests -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamp goes first and comes back last: whatever an interrupt leaves half done is made anew by the next run.
 # pip brings uv, with its hash from the lock, and uv the other hundred packages in a few seconds; where uv finds no
 # way to the packages (it does not read pip's configuration), pip takes the long road.
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml hatch_build.py monitor/kernel.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Driftline needs Python 3.11 or later: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	@if [ -e $@ ]; then rm $@; else rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi

@@ -72,6 +72,7 @@ class Courier:
         max_age_s: an item that is older is given up: an old alert is noise.
         attempted: called once per request that goes out.
         links: makes the links by which a notification's reader approves; without it there are none.
+        public_url: where people reach the page, to which notifications then lead.
         breaker: which destinations are called now.
     """
 
@@ -85,6 +86,7 @@ class Courier:
     max_age_s: float
     attempted: Callable[[], None] = lambda: None
     links: Links | None = None
+    public_url: str = ""
     breaker: Breaker = field(default_factory=Breaker)
 
     async def deliver(
@@ -187,7 +189,8 @@ class Courier:
             return "dry_run"
         try:
             link = approval_link(item, spec, self.links, asked_s)
-            message = _message(item, target, self.resolve, int(self.clock_s()), link)
+            at_s = int(self.clock_s())
+            message = _message(item, target, self.resolve, at_s, link, self.public_url)
         except (KeyError, ValueError) as err:  # a secret: an operator may still mend it
             return Attempt(Outcome.RETRY, str(err.args[0]))
         server = "mail" if isinstance(message, Mail) else server_of(message.url)
@@ -236,11 +239,16 @@ def _log(change: Change, item: OutboxItem) -> None:
 
 
 def _message(
-    item: OutboxItem, target: NotifyTarget | ActionSpec, resolve: Resolve, at_s: int, link: str
+    item: OutboxItem,
+    target: NotifyTarget | ActionSpec,
+    resolve: Resolve,
+    at_s: int,
+    link: str,
+    public_url: str,
 ) -> Request | Mail:
     if isinstance(target, ActionSpec):
         return action_request(item, target, resolve, at_s=at_s)
-    return notification(item, target, resolve, at_s=at_s, link=link)
+    return notification(item, target, resolve, at_s=at_s, link=link, public_url=public_url)
 
 
 def _final(outcome: Outcome) -> DeliveryOutcome:

@@ -41,31 +41,41 @@ _PD_SUMMARY: Final = 1_024
 _PD_LINES: Final = 20
 _SUBJECT: Final = 200
 _DECIDE: Final = "Approve or reject"
+_LOOK: Final = "Open in Driftline"
 _ESCAPES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKS: Final = {"critical": "🔴", "error": "🟠", "warning": "🟡", "info": "🔵"}
 
 
 def notification(
-    item: OutboxItem, target: NotifyTarget, resolve: Resolve, *, at_s: int, link: str = ""
+    item: OutboxItem,
+    target: NotifyTarget,
+    resolve: Resolve,
+    *,
+    at_s: int,
+    link: str = "",
+    public_url: str = "",
 ) -> Request | Mail:
-    """What tells ``target`` of ``item``; ``at_s`` is the Unix time of this attempt, ``link`` that of ``approval_link``.
+    """What tells ``target`` of ``item``; ``at_s`` is the Unix time of this attempt, ``link`` that of ``approval_link``, ``public_url`` as in ``page_of``.
 
     Raises:
         ValueError: a webhook secret that claims to be base64 (``whsec_``) is not, or a token cannot be sent. Neither is quoted.
     """
+    page = page_of(item.incident, public_url)
     match target.chosen:
         case SlackTarget(url=url):
-            return json_request(resolve(url), slack_message(item, link), item.id)
+            return json_request(resolve(url), slack_message(item, link, page), item.id)
         case TeamsTarget(url=url):
-            return json_request(resolve(url), teams_message(item, link), item.id)
+            return json_request(resolve(url), teams_message(item, link, page), item.id)
         case PagerDutyTarget(url=url, routing_key=key):
-            return json_request(resolve(url), pagerduty_event(item, resolve(key), link), item.id)
+            event = pagerduty_event(item, resolve(key), link, page)
+            return json_request(resolve(url), event, item.id)
         case AlertmanagerTarget() as chosen:
-            return alerts_request([item.incident], chosen, resolve, at_s=at_s)
+            told = [item.incident]
+            return alerts_request(told, chosen, resolve, at_s=at_s, public_url=public_url)
         case EmailTarget(to=to):
-            return mail(item, to, link)
+            return mail(item, to, link, page)
         case WebhookTarget() as chosen:
-            return signed_webhook(item, chosen, resolve, at_s, link)
+            return signed_webhook(item, chosen, resolve, at_s, link, page)
         case _:
             assert_never(target.chosen)
 
@@ -87,7 +97,12 @@ def approval_link(item: OutboxItem, spec: ModelSpec, links: Links | None, asked_
     return ""
 
 
-def slack_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
+def page_of(incident: Incident, public_url: str) -> str:
+    """Where the page shows an incident, for good; ``""`` where nobody has said where people reach it."""
+    return f"{public_url}/#/incidents/{incident.id}" if public_url else ""
+
+
+def slack_message(item: OutboxItem, link: str = "", page: str = "") -> dict[str, Any]:
     """Body for a Slack incoming webhook: what happened, what to do, the evidence, in that order."""
     incident = item.incident
     head = f"{_state_word(item)}: {incident.title}"
@@ -106,11 +121,16 @@ def slack_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
     if link:  # not a button: of those Slack expects that we listen to what is pressed
         text = {"type": "mrkdwn", "text": f"<{link}|{_DECIDE}>"}
         blocks.append({"type": "section", "text": text})
-    blocks.append({"type": "context", "elements": [_mrkdwn(f"incident {incident.id}")]})
+    name = _mrkdwn(f"incident {incident.id}")
+    if page:
+        name = {"type": "mrkdwn", "text": f"<{page}|{_LOOK}> · {name['text']}"}
+    blocks.append({"type": "context", "elements": [name]})
     return {"text": escaped(head, _SLACK_SECTION), "blocks": blocks}
 
 
-def pagerduty_event(item: OutboxItem, routing_key: str, link: str = "") -> dict[str, Any]:
+def pagerduty_event(
+    item: OutboxItem, routing_key: str, link: str = "", page: str = ""
+) -> dict[str, Any]:
     """Body for Events API v2. The incident is the ``dedup_key``: a changed cause updates the alert, the end resolves it."""
     incident = item.incident
     event: dict[str, Any] = {"routing_key": routing_key, "dedup_key": incident.id}
@@ -121,6 +141,7 @@ def pagerduty_event(item: OutboxItem, routing_key: str, link: str = "") -> dict[
         **event,
         "event_action": "trigger",
         "client": "Driftline",
+        **({"client_url": page} if page else {}),
         **({"links": [{"href": link, "text": _DECIDE}]} if link else {}),
         "payload": {
             "summary": _cut(incident.title, _PD_SUMMARY),
@@ -141,16 +162,23 @@ def pagerduty_event(item: OutboxItem, routing_key: str, link: str = "") -> dict[
 
 
 def alerts_request(
-    incidents: Sequence[Incident], target: AlertmanagerTarget, resolve: Resolve, *, at_s: int
+    incidents: Sequence[Incident],
+    target: AlertmanagerTarget,
+    resolve: Resolve,
+    *,
+    at_s: int,
+    public_url: str = "",
 ) -> Request:
     """Incidents as alerts of Alertmanager: what fires lasts ``ALERT_LASTS_S`` from now, what is resolved ends now."""
     url = f"{resolve(target.url).rstrip('/')}/api/v2/alerts"
     headers = {"content-type": "application/json", **bearer(target.token, resolve)}
-    body = msgspec.json.encode([alert(incident, at_s) for incident in incidents])
+    body = msgspec.json.encode(
+        [alert(incident, at_s, page_of(incident, public_url)) for incident in incidents]
+    )
     return Request(url, headers, body)
 
 
-def alert(incident: Incident, at_s: int) -> dict[str, Any]:
+def alert(incident: Incident, at_s: int, page: str = "") -> dict[str, Any]:
     """One alert. Its labels are its identity there, so the cause, which may become known later, is an annotation.
 
     The severity is a label, since routes are chosen by it: where it changes, the old alert ends by itself.
@@ -171,13 +199,14 @@ def alert(incident: Incident, at_s: int) -> dict[str, Any]:
             "advice": advice_of(incident),
             "evidence": "\n".join(f"{_place(e)} {explain(e)}" for e in incident.evidence),
         },
+        **({"generatorURL": page} if page else {}),
         # Event time may be ahead of this clock, and an alert that ends before it starts is refused.
         "startsAt": rfc3339(min(incident.onset_ms, at_s * 1_000)),
         "endsAt": rfc3339(ends_s * 1_000),
     }
 
 
-def teams_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
+def teams_message(item: OutboxItem, link: str = "", page: str = "") -> dict[str, Any]:
     """Body for a Teams workflow: an adaptive card. Names from outside stand in text runs, where nothing is markup."""
     incident = item.incident
     body: list[dict[str, Any]] = [
@@ -187,15 +216,19 @@ def teams_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
         *(_run(line) for line in _lines(item, _SLACK_LINES)),
         _run(f"incident {incident.id}", size="Small", isSubtle=True),
     ]
+    places = {_LOOK: page, _DECIDE: link}
+    actions = [
+        {"type": "Action.OpenUrl", "title": title, "url": url}
+        for title, url in places.items()
+        if url
+    ]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",
         "version": "1.4",
         "msteams": {"width": "Full"},
         "body": body,
-        **(
-            {"actions": [{"type": "Action.OpenUrl", "title": _DECIDE, "url": link}]} if link else {}
-        ),
+        **({"actions": actions} if actions else {}),
     }
     attachment = {
         "contentType": "application/vnd.microsoft.card.adaptive",
@@ -205,12 +238,13 @@ def teams_message(item: OutboxItem, link: str = "") -> dict[str, Any]:
     return {"type": "message", "attachments": [attachment]}
 
 
-def mail(item: OutboxItem, to: tuple[str, ...], link: str = "") -> Mail:
+def mail(item: OutboxItem, to: tuple[str, ...], link: str = "", page: str = "") -> Mail:
     """A mail of plain text; the mails of one incident are one thread."""
     incident = item.incident
     head = f"{_state_word(item)}: {incident.title}"
     text = [_reason(item), ""]
     text += [f"{name + ':':<10}{value}" for name, value in _facts(incident).items()]
+    text += ["", f"{_LOOK}: {page}"] if page else []
     text += ["", f"{_DECIDE}: {link}"] if link else []
     lines = _lines(item, _PD_LINES)
     text += ["", "Evidence", *lines] if lines else []

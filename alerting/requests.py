@@ -65,15 +65,16 @@ class Mail:
     text: str = field(repr=False)
 
 
-def cloud_event(item: OutboxItem, link: str = "") -> bytes:
+def cloud_event(item: OutboxItem, link: str = "", page: str = "") -> bytes:
     """A structured-mode CloudEvent below ``MAX_WEBHOOK_BYTES``: evidence and timeline are shortened until it fits.
 
-    ``link`` is where a person approves what the incident advises, if somebody has to.
+    ``link`` is where a person approves what the incident advises, if somebody has to; ``page`` is where people see the incident.
     """
     incident = item.incident
     acts = item.action != "notify"
     kind = f"action.{item.action}.requested" if acts else f"incident.{item.transition}"
-    waits = {"approve_url": link} if link else {}
+    places = {"page_url": page, "approve_url": link}
+    places = {name: url for name, url in places.items() if url}
     kept = max(len(incident.evidence), len(incident.timeline))
     while True:
         shown = msgspec.structs.replace(
@@ -90,7 +91,7 @@ def cloud_event(item: OutboxItem, link: str = "") -> bytes:
                 "subject": f"{incident.model}/{incident.version}",
                 "time": rfc3339(incident.updated_ms),
                 "datacontenttype": "application/json",
-                "data": {"action": item.action, "incident": msgspec.to_builtins(shown), **waits},
+                "data": {"action": item.action, "incident": msgspec.to_builtins(shown), **places},
             }
         )
         if len(body) < MAX_WEBHOOK_BYTES or kept == 0:
@@ -99,14 +100,19 @@ def cloud_event(item: OutboxItem, link: str = "") -> bytes:
 
 
 def signed_webhook(
-    item: OutboxItem, target: WebhookTarget, resolve: Resolve, at_s: int, link: str = ""
+    item: OutboxItem,
+    target: WebhookTarget,
+    resolve: Resolve,
+    at_s: int,
+    link: str = "",
+    page: str = "",
 ) -> Request:
     """The item as a signed CloudEvent.
 
     Raises:
         ValueError: the secret claims to be base64 (``whsec_``) and is not. It is not quoted.
     """
-    body = cloud_event(item, link)
+    body = cloud_event(item, link, page)
     headers = {
         "content-type": "application/cloudevents+json",
         "webhook-id": item.id,

@@ -5,7 +5,7 @@ Streams as the reference does, in its two passes: the first learns what counts a
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from monitor.profile import PREDICTION, SCORE, Layout
 from monitor.raw import numbers
 from monitor.sampling import StridedSample
 from monitor.spec import ModelSpec
-from monitor.tables import value_text
+from monitor.tables import class_text, value_text
 
 Flags = npt.NDArray[np.bool_]
 
@@ -91,7 +91,9 @@ class LabelCount:
 
     def _codes(self, raw: Raw) -> Codes:
         """Class of each row, 1 and 0 for a yes/no model; ``MISSING`` where there is none."""
-        texts = [_text(value) for value in (raw.to_pylist() if isinstance(raw, pa.Array) else raw)]
+        texts = [
+            class_text(value) for value in (raw.to_pylist() if isinstance(raw, pa.Array) else raw)
+        ]
         if self._task == "binary":
             codes = (MISSING if t is None else int(t == self._positive) for t in texts)
         else:
@@ -109,13 +111,6 @@ class LabelCount:
         inside = at < len(self._cells)  # beyond are the special classes: no score
         cell = 2 * label + said if self._task == "binary" else (label == said).astype(np.intp)
         np.add.at(self._cells, (at[inside], cell[inside]), 1)
-
-
-def _text(value: Any) -> str | None:
-    try:
-        return value_text(value)
-    except ValueError:
-        return None
 
 
 def _error(labels: Raw, predictions: Raw) -> Floats:

@@ -20,9 +20,9 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from monitor.arrow import ARROW_START, read_rows
+from monitor.arrow import read_rows
 from monitor.errors import InvalidEventError, RejectReason
-from monitor.events import Aliases, Limits, join_key, timestamp_ms, validation_error
+from monitor.events import ARROW_START, Aliases, Limits, join_key, timestamp_ms, validation_error
 from monitor.tables import FOREVER_MS, value_text
 
 Row: TypeAlias = Mapping[str, Any]

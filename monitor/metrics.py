@@ -339,6 +339,14 @@ def only(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
         gauge.labels(*labels).set(value)
 
 
+def lag(process: Process, messages: Mapping[tuple[str, int], int]) -> None:
+    """Export how many messages of each topic and partition a process has still to make durable: of these and no others."""
+    series: dict[tuple[str, ...], float] = {
+        (process, topic, str(p)): n for (topic, p), n in messages.items()
+    }
+    only(LAG, series)
+
+
 def turned(process: Process) -> None:
     """Note that ``process`` found nothing to do: idle is not stalled."""
     LAST_PROGRESS.labels(process).set_to_current_time()

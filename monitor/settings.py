@@ -204,6 +204,33 @@ class ClickHouseSettings(_Group):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$",
         description="Database; created by the migrations.",
     )
+    keep_short_days: int = Field(
+        default=30,
+        ge=2,
+        le=36_500,
+        description="Days that features and verdicts of windows below an hour are kept, from when they were stored; `driftline migrate` applies it.",
+    )
+    keep_hours_days: int = Field(
+        default=180, ge=2, le=36_500, description="The same of windows from an hour to below a day."
+    )
+    keep_days: int = Field(
+        default=400,
+        ge=2,
+        le=36_500,
+        description="The same of windows of a day and more, of performance, and of the segments' numbers of events.",
+    )
+    keep_events_days: int = Field(
+        default=180, ge=2, le=36_500, description="Days that predictions and their labels are kept."
+    )
+
+    @model_validator(mode="after")
+    def _longer_for_longer(self) -> Self:
+        if not self.keep_short_days <= self.keep_hours_days <= self.keep_days:
+            raise ValueError(
+                "keep_short_days must not be above keep_hours_days, nor that above keep_days:"
+                " days are rolled up from hours, and those from shorter windows"
+            )
+        return self
 
     @field_validator("url")
     @classmethod

@@ -100,9 +100,14 @@ class Dispatcher:
             max_age_s=chosen.max_age_s,
             attempted=metrics.DELIVERY_ATTEMPTS.inc,
             links=wiring.links(settings),
+            public_url=settings.api.public_url,
         )
         self._standing = Standing(
-            spec_of, self._courier.sender, self._courier.resolve, self._courier.clock_s
+            spec_of,
+            self._courier.sender,
+            self._courier.resolve,
+            self._courier.clock_s,
+            self._courier.public_url,
         )
         self._lanes = Lanes(self._courier.deliver, self._record, self._certain)
         # Within a third of its session a member that says nothing loses nothing.

@@ -181,7 +181,11 @@ class Evaluator:
             self._revision += 1
             self._truth.save(self._revision, after.decode())  # 5
         metrics.EVALUATOR_WINDOWS.inc(windows)
-        self._tell(progress)
+        lags = {
+            (progress.names[topic], p): max(0, end - self._state.cursor.get(_key(topic, p), 0))
+            for (topic, p), end in progress.ends.items()
+        }
+        metrics.lag("evaluator", lags)
         return joined + windows
 
     def _join(
@@ -210,15 +214,6 @@ class Evaluator:
             for done in ranges:
                 self._state.cursor[_key(topic, done.partition)] = done.stop
         return touched, joined
-
-    def _tell(self, progress: Progress) -> None:
-        lags: dict[tuple[str, ...], float] = {
-            ("evaluator", progress.names[topic], str(p)): max(
-                0, end - self._state.cursor.get(_key(topic, p), 0)
-            )
-            for (topic, p), end in progress.ends.items()
-        }
-        metrics.only(metrics.LAG, lags)
 
     def _new(self, topic: Topic, stored: Offsets) -> Iterator[Range]:
         for (name, partition), stop in sorted(stored.items()):

@@ -458,11 +458,16 @@ class MergeStage(Stage):
         for weeks in effects.volumes:
             yield kept.volume_key(weeks.model), kept.encode(weeks)
 
-    def _restore_roster(self, state: _Partition, row: bytes, value: bytes) -> None:
-        stored = kept.decode(value, kept.RosterState)
-        model = self._model(state, stored.model, stored.bins_id)
+    def _model_of(self, state: _Partition, row: bytes, name: str, bins_id: str) -> Model | None:
+        """The model of a row; a row that has none is deleted with the next message."""
+        model = self._model(state, name, bins_id)
         if model is None:
             state.orphans.append(row)
+        return model
+
+    def _restore_roster(self, state: _Partition, row: bytes, value: bytes) -> None:
+        stored = kept.decode(value, kept.RosterState)
+        if self._model_of(state, row, stored.model, stored.bins_id) is None:
             return
         roster = state.panes[stored.model].roster(stored.bins_id)
         roster.steps, roster.guests = list(stored.steps), stored.guests
@@ -470,9 +475,7 @@ class MergeStage(Stage):
 
     def _restore_volume(self, state: _Partition, row: bytes, value: bytes) -> None:
         stored = kept.decode(value, kept.VolumeState)
-        model = self._model(state, stored.model, stored.bins_id)
-        if model is None:
-            state.orphans.append(row)
+        if self._model_of(state, row, stored.model, stored.bins_id) is None:
             return
         state.volumes[stored.model].restore(stored.weeks)
         if stored.offset > state.chain.offset:
@@ -480,9 +483,8 @@ class MergeStage(Stage):
 
     def _restore_series(self, state: _Partition, row: bytes, value: bytes) -> None:
         stored = kept.decode(value, kept.SeriesState)
-        model = self._model(state, stored.key.model, stored.key.bins_id)
+        model = self._model_of(state, row, stored.key.model, stored.key.bins_id)
         if model is None:
-            state.orphans.append(row)
             return
         sizes = state.panes[stored.key.model].sizes_ms
         windows = Windows(sizes, stored.first_ms, stored.through_ms)

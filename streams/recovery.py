@@ -38,12 +38,17 @@ class Recovery:
         self.offsets = offsets
         self.records = 0
         self._tables: dict[Target, dict[bytes, bytes]] = {target: {} for target in changelogs}
-        self._unread = set(self._tables)
+        self._unread = dict.fromkeys(self._tables, "not read yet")
 
     @property
     def whole(self) -> bool:
         """Whether every changelog was read to its end."""
         return not self._unread
+
+    @property
+    def left(self) -> str:
+        """What keeps it from being whole, by partition; empty if it is."""
+        return ", ".join(f"{topic}/{p} {why}" for (topic, p), why in sorted(self._unread.items()))
 
     def add(self, target: Target, key: bytes | None, value: bytes | None) -> None:
         """Take a record, in the order of its partition. What belongs to no table of this recovery is left."""
@@ -59,7 +64,12 @@ class Recovery:
     def reached(self, target: Target, offset: int, high_watermark: int) -> None:
         """Note that nothing more is readable at ``offset``. A high watermark that is negative is not known yet."""
         if 0 <= high_watermark <= offset:
-            self._unread.discard(target)
+            self._unread.pop(target, None)
+        elif target in self._unread and high_watermark > offset:
+            self._unread[target] = (
+                f"is readable to {offset} of {high_watermark}: a transaction is open "
+                "(if it stays so, kafka-transactions.sh find-hanging names it)"
+            )
 
     def rows(self, target: Target) -> list[tuple[bytes, bytes]]:
         """The rows of a partition, once: they are given away."""

@@ -255,6 +255,7 @@ class Worker:
                 recovery.add(target, message.key(), message.value())
         if self._stale:
             return
+        self.busy = f"recovering: {recovery.left}"
         if recovery.records > self._recovered:
             self._recovered = recovery.records
             self._watch.waits()

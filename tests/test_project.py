@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -82,6 +85,45 @@ def test_the_lock_names_every_dependency_with_hashes_and_no_address() -> None:
     ]
     names = {re.split(r"[^a-z0-9-]", requirement)[0] for requirement in wanted}
     assert names - {"driftline"} <= set(pinned), "run: make lock"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "tag"), [("cc", r"py3-none-linux_\w+"), ("false", "py3-none-any")]
+)
+def test_a_wheel_has_the_compiled_kernel_where_it_compiles(
+    tmp_path: Path, compiler: str, tag: str
+) -> None:
+    if compiler == "cc" and shutil.which("cc") is None:
+        pytest.skip("no C compiler (cc) on PATH")
+    for name in ("monitor", "streams", "alerting"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "-t",
+        "wheel",
+        "-d",
+        str(tmp_path / "dist"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"CC": compiler},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert re.fullmatch(rf"driftline-[0-9.]+-{tag}\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        assert ("monitor/_kernel.so" in archive.namelist()) == (compiler == "cc")
+    assert ("more slowly" in done.stdout + done.stderr) == (compiler != "cc")
 
 
 def test_make_help_names_every_command() -> None:

@@ -79,7 +79,7 @@ class Cuts:
     def _flag(self, x: float, code: int) -> int:
         if self.step is not None:
             steps = (x - self.low) / self.step
-            off = abs(steps - round(steps)) > _OFF_GRID
+            off = isfinite(steps) and abs(steps - round(steps)) > _OFF_GRID
         else:
             left = self.edges[code - 1] if code else self.low
             off = self.discrete and self.low <= x <= self.high and x != left

@@ -112,7 +112,7 @@ def run(
             if report is not None:
                 report.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
             if keep:
-                console.print("Still up; Ctrl-C stops it.")
+                console.print(f"Still up: {stack.addresses()['page']}; Ctrl-C stops it.")
                 with suppress(KeyboardInterrupt):
                     stack.wait()
     return result

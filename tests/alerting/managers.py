@@ -99,7 +99,7 @@ def ready(url: str) -> bool:
 
 
 def wait_for(holds: Callable[[], bool], what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline, what()
         time.sleep(0.1)

@@ -320,11 +320,44 @@ def test_every_receiver_that_people_read_gets_the_link_in_its_own_form() -> None
     assert f"\nApprove or reject: {LINK}\n" in mail.text
 
 
+def test_every_receiver_leads_to_the_incident_on_the_page() -> None:
+    page = f"https://ml.example/driftline/#/incidents/{'f' * 32}"
+
+    def told(target: NotifyTarget, path: str = "", link: str = "") -> Any:
+        request = notification(
+            item(), target, resolve, at_s=NOW, link=link, public_url="https://ml.example/driftline"
+        )
+        assert isinstance(request, Request)
+        if path:
+            answer = judge(path, request.headers, request.body, secret=SECRET, now_s=NOW)
+            assert answer.problem is None
+        return msgspec.json.decode(request.body)
+
+    (line,) = told(SLACK, "/slack")["blocks"][-1]["elements"]
+    assert line["text"] == f"<{page}|Open in Driftline> · incident {'f' * 32}"
+    (attachment,) = told(TEAMS, link=LINK)["attachments"]
+    look, decide = attachment["content"]["actions"]
+    assert (look["title"], look["url"]) == ("Open in Driftline", page)
+    assert decide["url"] == LINK
+    assert told(PAGERDUTY, "/pagerduty")["client_url"] == page
+    hook = NotifyTarget.model_validate({"webhook": HOOK.model_dump()})
+    assert told(hook)["data"]["page_url"] == page
+    manager = NotifyTarget.model_validate({"alertmanager": {"url": "http://alertmanager:9093"}})
+    assert told(manager)[0]["generatorURL"] == page
+    letter = notification(
+        item(), EMAIL, resolve, at_s=NOW, public_url="https://ml.example/driftline"
+    )
+    assert isinstance(letter, Mail)
+    assert f"\nOpen in Driftline: {page}\n" in letter.text
+
+
 @pytest.mark.parametrize("target", [SLACK, TEAMS, PAGERDUTY, EMAIL])
 def test_without_a_link_nothing_speaks_of_one(target: NotifyTarget) -> None:
     found = notification(item(advice="retrain"), target, resolve, at_s=NOW)
     text = found.text if isinstance(found, Mail) else found.body.decode()
     assert "Approve" not in text
+    assert "Open in Driftline" not in text
+    assert "client_url" not in text
 
 
 @given(st.text(), st.integers(min_value=1, max_value=60))

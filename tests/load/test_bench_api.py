@@ -21,15 +21,17 @@ GOOD = Found(210.0, 4.0, 120.0, 300.0, 12_600, 0, 500.0)
 def test_the_api_answers_while_the_pipeline_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It runs and counts. How quick it is says nothing where tests share the machine: that is for ``python -m load.bench_api`` alone."""
+    """Slower than the real one, as tests share their machine: the full run is ``python -m load.bench_api``."""
     if shutil.which("wrk") is None:
         pytest.skip("no wrk on PATH")
-    monkeypatch.setattr(bench_api, "SPARE_MS", 3_000)
+    monkeypatch.setattr(bench_api, "SPARE_MS", 500)
     told = tmp_path / "found.json"
-    arguments = ["--rate", "10", "--bar", "20000", "--seconds", "10", "--events", "1000"]
-    assert main([*arguments, "--json", str(told)]) == 0, capsys.readouterr().out
+    arguments = ["--rate", "30", "--bar", "2000", "--seconds", "10", "--events", "1000"]
+    # Five requests decide on p99: a neighbour may hold them up once, and not twice.
+    tries = (main([*arguments, "--json", str(told)]) for _ in range(2))
+    assert 0 in tries, capsys.readouterr().out
     found = json.loads(told.read_text())
-    assert found["requests"] >= 100
+    assert found["requests"] >= 300
     assert found["failed"] == 0
 
 

@@ -15,7 +15,7 @@ from monitor.errors import TransientError
 from monitor.events import Limits
 from monitor.panes import SourceMark
 from streams.models import Model
-from streams.profiling import Outcome, Policy, SourceMessage, profile_batch
+from streams.profiling import Outcome, Policy, Reader, SourceMessage, profile_batch
 from streams.registry import Lookup
 from tests.monitor.builders import NOW, body, reference, spec
 
@@ -79,6 +79,7 @@ class Profiling:
     at: dict[int, SourceMark]
     policy: Policy = POLICY
     known_models: int = 2
+    reader: Reader = field(default_factory=Reader)
     outcomes: list[Outcome] = field(default_factory=list)
 
     def batch(
@@ -98,6 +99,7 @@ class Profiling:
             known_models=self.known_models,
             idle=idle,
             jumps=jumps,
+            reader=self.reader,
         )
         self.at = outcome.marks
         self.outcomes.append(outcome)

@@ -19,7 +19,8 @@ from monitor.events import Event, Limits, decode_message
 from monitor.settings import LimitSettings
 from streams import __main__ as cli
 from streams.deadletter import dead_letter, header_list
-from streams.dlq import Filter, Letter, Place, Reader, letter_of, since
+from streams.dlq import Filter, Letter, Place, Reader, letter_of
+from streams.options import since
 from streams.replay import Fate, Replayed, decide, only, replay
 from tests.monitor.builders import MODEL, NOW, START, body, event
 from tests.streams.profiled import SOURCES, Bench, drain, some

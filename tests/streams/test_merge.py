@@ -290,6 +290,30 @@ def assert_same(found: Runner, wanted: Runner) -> None:
     assert found.tables == wanted.tables
 
 
+def crash_everywhere(
+    partition: int, values: Sequence[bytes], bounds: Bounds | None = None, *, first: int = 0
+) -> int:
+    """Each message from ``first`` on killed after each of its writes, read again, and the rest after it; returns how many places that were."""
+    bounds = bounds or Bounds()
+    clean, before = Runner(bounds=bounds), Runner(bounds=bounds)
+    for offset, value in enumerate(values):
+        clean.feed(partition, offset, value)
+    places = 0
+    for at, value in enumerate(values):
+        copies = [dict(table) for table in before.tables]
+        total = Runner(tables=copies, bounds=bounds).feed(partition, at, value)
+        for prefix in range(total + 1) if at >= first else ():
+            tables = [dict(table) for table in before.tables]
+            crashed = Runner(tables=tables, outputs=list(before.outputs), bounds=bounds)
+            crashed.feed(partition, at, value, die_after=prefix)
+            for offset in range(at, len(values)):
+                crashed.feed(partition, offset, values[offset])
+            assert_same(crashed, clean)
+            places += 1
+        before.feed(partition, at, value)
+    return places
+
+
 def test_a_crash_after_any_prefix_of_the_writes_changes_nothing() -> None:
     """Each message of a small world, killed after each of its writes, read again, and the rest after it."""
     made = world(11, n=40, parts=5)
@@ -426,21 +450,8 @@ def test_an_outage_is_told_of_with_its_window_or_without_one_once_the_day_has_pa
 
 def test_a_crash_after_any_write_changes_no_verdict_on_volume() -> None:
     """In each message since the first that has one."""
-    made = weeks(parts=6)
     mine = partition_of(WEEKLY, PARTITIONS)
-    values = made.profiles[mine]
-    clean, before, places = Runner().run(made.profiles), Runner(), 0
-    for at, value in enumerate(values):
-        total = Runner(tables=[dict(t) for t in before.tables]).feed(mine, at, value)
-        for prefix in range(total + 1) if at >= 3 else ():
-            crashed = Runner(tables=[dict(t) for t in before.tables], outputs=[*before.outputs])
-            crashed.feed(mine, at, value, die_after=prefix)
-            for offset in range(at, len(values)):
-                crashed.feed(mine, offset, values[offset])
-            assert_same(crashed, clean)
-            places += 1
-        before.feed(mine, at, value)
-    assert places > 20
+    assert crash_everywhere(mine, weeks(parts=6).profiles[mine], first=3) > 20
 
 
 def test_outputs_of_a_repeat_are_the_same_bytes() -> None:

@@ -318,6 +318,16 @@ def test_tables_are_whole_when_each_was_read_to_its_high_watermark(
     assert recovery.whole is whole
 
 
+def test_what_a_recovery_waits_for_is_said() -> None:
+    recovery = Recovery([A, B], {})
+    recovery.reached(A, 5, 7)
+    assert "/0 is readable to 5 of 7: a transaction is open" in recovery.left
+    assert recovery.left.count("not read yet") == 1
+    recovery.reached(A, 8, 8)
+    recovery.reached(B, 0, 0)
+    assert recovery.left == ""
+
+
 def test_a_table_is_the_last_value_of_each_key_without_those_deleted() -> None:
     recovery = Recovery([A, B], {})
     for key, value in [(b"0/a", b"1"), (b"0/b", b"1"), (b"0/a", b"2"), (b"0/b", None), (None, b"")]:
