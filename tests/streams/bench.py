@@ -218,5 +218,9 @@ def survive_kills(bench: Bench, start: Start, kills: int, **options: Any) -> Non
         time.sleep(rng.uniform(0.0, 1.0))
         process.kill()
     process = start(bench, instance="adder-0", **options)
-    bench.wait_drained()
+    try:
+        bench.wait_drained()
+    except AssertionError as error:
+        error.add_note(f"the log of the last one:\n{process.errors()}")
+        raise
     process.stop()
