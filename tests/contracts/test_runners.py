@@ -23,7 +23,7 @@ from tests.streams.bench import (
 if TYPE_CHECKING:
     from tests.kafka.broker import KafkaBroker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(params=["topology", "transactional"])
@@ -69,7 +69,8 @@ def test_totals_are_exact_after_three_kills_behind_a_transactional_producer(
         producer.begin_transaction()
         bench.number(producer, 100)
         producer.commit_transaction(30)
-    survive_kills(bench, start, kills=3)
+    # Faust was seen once to start and then to do nothing: the worker's own watch ends it, and its supervisor starts it again.
+    survive_kills(bench, start, kills=3, restarts=1)
     assert bench.totals() == bench.wanted
 
 

@@ -21,6 +21,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from streams.liveness import EXIT_RESTART
+
 ROOT = Path(__file__).parents[2]
 PARTITIONS = (0, 1)
 
@@ -209,18 +211,27 @@ def abort_something(producer: Producer, bench: Bench) -> None:
     producer.abort_transaction(30)
 
 
-def survive_kills(bench: Bench, start: Start, kills: int, **options: Any) -> None:
-    """Run it until all is done, after killing it at random moments."""
+def survive_kills(
+    bench: Bench, start: Start, kills: int, restarts: int = 0, **options: Any
+) -> None:
+    """Run it until all is done, after killing it at random moments; ``restarts`` as for ``supervised``."""
     rng = np.random.default_rng(20_130_201)
     for _ in range(kills):
         process = start(bench, instance="adder-0", **options)
         process.wait_for("restored")
         time.sleep(rng.uniform(0.0, 1.0))
         process.kill()
-    process = start(bench, instance="adder-0", **options)
+    supervised(bench, start, restarts, **options).stop()
+
+
+def supervised(bench: Bench, start: Start, restarts: int = 0, **options: Any) -> Process:
+    """Run it until all is done, as its supervisor would: one that ends in order to be started again is, ``restarts`` times."""
+    process = start(bench, instance="adder-0", stall_s=30.0, **options)
     try:
         bench.wait_drained()
     except AssertionError as error:
+        if restarts and process.popen.poll() == EXIT_RESTART:
+            return supervised(bench, start, restarts - 1, **options)
         error.add_note(f"the log of the last one:\n{process.errors()}")
         raise
-    process.stop()
+    return process
