@@ -19,7 +19,7 @@ RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
     && pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r uv.txt \
     && echo hatchling > build.in && locked build.in > build.txt \
     && uv pip install --quiet --system --require-hashes -r build.txt
-# For monitor/kernel.c: without a compiler the image would do without it.
+# For monitor/*.c: without a compiler the image would do without it.
 RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml README.md LICENSE hatch_build.py ./
 RUN locked pyproject.toml > runtime.txt \

@@ -49,7 +49,7 @@ clean: ## Remove all that was made here: environment, caches, the demo's leaving
 # The stamp goes first and comes back last: whatever an interrupt leaves half done is made anew by the next run.
 # pip brings uv, with its hash from the lock, and uv the other hundred packages in a few seconds; where uv finds no
 # way to the packages (it does not read pip's configuration), pip takes the long road.
-$(INSTALLED): requirements.lock pyproject.toml hatch_build.py monitor/kernel.c
+$(INSTALLED): requirements.lock pyproject.toml hatch_build.py monitor/kernel.c monitor/counting.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Driftline needs Python 3.11 or later: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	@if [ -e $@ ]; then rm $@; else rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi

@@ -124,14 +124,15 @@ class NumericBins:
         low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
         if not (isfinite(low) and isfinite(high)):
             return None
-        codes = self._lookup.codes(values)
+        codes = self.lookup.codes(values)
         flags = self._flags(values, codes, low < self.low, high > self.high)
         # Quanta rise with the values: what the extremes do not pass, none does.
         within = self._quantum(low) >= -CLIP and self._quantum(high) <= CLIP
         return Encoded(codes, flags, values, self._quanta(values, clip=not within))
 
     @cached_property
-    def _lookup(self) -> Lookup:
+    def lookup(self) -> Lookup:
+        """A table in front of the edges."""
         return Lookup.of(self.edges)
 
     @cached_property
@@ -156,7 +157,7 @@ class NumericBins:
         return known
 
     @cached_property
-    def _unit(self) -> float | None:
+    def unit(self) -> float | None:
         """The value of a quantum; ``None`` if that is not exact. Where it is, to divide by it rounds as to divide by the scale does."""
         unit = self.scale / (1 << QUANTUM_BITS)
         return unit if unit * (1 << QUANTUM_BITS) == self.scale else None
@@ -166,8 +167,8 @@ class NumericBins:
 
     def _quanta(self, values: Floats, *, clip: bool) -> Floats:
         quanta = values - self.center
-        if self._unit is not None:
-            quanta /= self._unit
+        if self.unit is not None:
+            quanta /= self.unit
         else:
             quanta /= self.scale
             quanta *= 1 << QUANTUM_BITS

@@ -5,7 +5,7 @@ The numbers that a profile holds are whole, and so are all sums on the way: no a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ from monitor.binning import (
     Ints,
     Raw,
 )
+from monitor.counter import Group, counter_of
 from monitor.profile import MOMENTS, Field, Layout, Profile, keep_hints
 from monitor.raw import MAX_DOT_ROWS, square_sum
 from monitor.vectors import VectorField
@@ -87,8 +88,7 @@ def profile_groupings(
     step = max([PART_ROWS, *(MAX_NUMERIC_BINS * grouping.groups for grouping in groupings)])
     cuts = [slice(at, at + step) for at in range(0, len(errors), step)]
     parts = [(cut, [grouping.part(cut) for grouping in groupings]) for cut in cuts]
-    for f in layout.fields:
-        raw = column(f.name)
+    for f, raw in _left(layout, column, tallies, groupings):
         for cut, rows in parts:
             encoded = f.bins.encode(raw[cut])
             for tally, part in zip(tallies, rows, strict=True):
@@ -100,40 +100,69 @@ def profile_groupings(
     return [tally.profiles() for tally in tallies]
 
 
+def _left(
+    layout: Layout,
+    column: Callable[[str], Raw],
+    tallies: Sequence[_Tally],
+    groupings: Sequence[Grouping],
+) -> Iterable[tuple[Field, Raw]]:
+    """The fields that numpy has to count, and their columns: those that the library does not."""
+    counter = counter_of(layout)
+    if counter is None or not tallies:
+        return ((f, column(f.name)) for f in layout.fields)
+    groups = [Group(rows.group, tally.vectors) for rows, tally in zip(groupings, tallies, strict=True)]  # fmt: skip
+    left, others = counter.count(layout.fields, column, groups)
+    for f, at, texts in others:
+        for rows, tally in zip(groupings, tallies, strict=True):
+            tally.add_unseen(f, rows.group[at], texts)
+    return ((layout.by_name[name], raw) for name, raw in left.items())
+
+
 class _Tally:
-    """The profiles of one grouping. Mutable: they are being counted."""
+    """The profiles of one grouping. Mutable: they are being counted.
+
+    Attributes:
+        vectors: ``(groups, layout.size)``.
+    """
 
     def __init__(self, layout: Layout, errors: npt.NDArray[np.bool_], rows: Grouping) -> None:
         self._layout = layout
-        self._vectors = np.zeros((rows.groups, layout.size), dtype=np.int64)
-        self._vectors[:, 0] = np.bincount(rows.group, minlength=rows.groups)
-        self._vectors[:, 1] = np.bincount(rows.group[errors], minlength=rows.groups)
+        self.vectors = np.zeros((rows.groups, layout.size), dtype=np.int64)
+        self.vectors[:, 0] = np.bincount(rows.group, minlength=rows.groups)
+        self.vectors[:, 1] = np.bincount(rows.group[errors], minlength=rows.groups)
         self._unseen: list[dict[str, dict[str, int]]] = [{} for _ in range(rows.groups)]
 
     def add(self, f: Field, column: Encoded, rows: Grouping) -> None:
         counts = _count(column.codes, f.classes.stop - f.classes.start, rows)
-        self._vectors[:, f.classes] += counts
+        self.vectors[:, f.classes] += counts
         if column.flags is not None:
             flagged = np.flatnonzero(column.flags)
             which = column.flags[flagged] - 1
-            self._vectors[:, f.flags] += _count(which, len(FLAGS), rows.part(flagged))
+            self.vectors[:, f.flags] += _count(which, len(FLAGS), rows.part(flagged))
         if column.known is not None:
-            self._vectors[:, f.moments] += counts @ column.known
+            self.vectors[:, f.moments] += counts @ column.known
         elif column.measured is not None:
-            self._vectors[:, f.moments] += _sums(column.measured, rows)
+            self.vectors[:, f.moments] += _sums(column.measured, rows)
         elif column.unseen:
-            _count_unseen(self._unseen, f, column, rows.group)
+            others = np.flatnonzero(column.codes == f.bins.bins - 1)
+            self.add_unseen(f, rows.group[others], column.unseen)
+
+    def add_unseen(self, f: Field, group: Codes, texts: Sequence[str]) -> None:
+        """Texts that are no category, and the group of each."""
+        for at, text in zip(group.tolist(), texts, strict=True):
+            counts = self._unseen[at].setdefault(f.name, {})
+            counts[text] = counts.get(text, 0) + 1
 
     def add_vector(self, f: VectorField, counted: Ints) -> None:
-        self._vectors[:, f.place] += counted
+        self.vectors[:, f.place] += counted
 
     def profiles(self) -> list[Profile]:
-        self._layout.normalise(self._vectors)
+        self._layout.normalise(self.vectors)
         return [
             Profile(
                 self._layout, vector, {name: keep_hints(texts) for name, texts in unseen.items()}
             )
-            for vector, unseen in zip(self._vectors, self._unseen, strict=True)
+            for vector, unseen in zip(self.vectors, self._unseen, strict=True)
         ]
 
 
@@ -174,15 +203,6 @@ def _add(x: Floats, rows: Grouping) -> Floats:
     if rows.groups == 1:
         return np.add.reduce(x, keepdims=True)
     return np.bincount(rows.group, weights=x, minlength=rows.groups).astype(np.float64, copy=False)
-
-
-def _count_unseen(
-    into: list[dict[str, dict[str, int]]], f: Field, column: Encoded, group: Codes
-) -> None:
-    rows = np.flatnonzero(column.codes == f.bins.bins - 1)
-    for row, text in zip(rows, column.unseen, strict=True):
-        counts = into[group[row]].setdefault(f.name, {})
-        counts[text] = counts.get(text, 0) + 1
 
 
 assert CLIP * CLIP <= 1 << 52

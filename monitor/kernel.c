@@ -558,37 +558,52 @@ int64_t driftline_read(const uint8_t *start, const int64_t *begin, const int64_t
     return r.n;
 }
 
-/* One column of numbers: NaN and `missing` where there is none. How many are missing. */
-int64_t driftline_numbers(const Cell *cells, const uint8_t *tags, const int64_t *first, int64_t n, int32_t field, double *values, uint8_t *present) {
-    int64_t none = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t at = first[i] + field;
-        int is = tags[at] == NUMBER;
-        values[i] = is ? cells[at].number : as_double(0x7ff8000000000000ull);
-        present[i] = (uint8_t)is;
-        none += !is;
-    }
-    return none;
-}
-
-/* One column of texts. Without `bytes` only their offsets and who is present; how many are missing. */
-int64_t driftline_texts(const uint8_t *start, const Cell *cells, const uint8_t *tags, const int64_t *first, int64_t n, int32_t field,
-                        int32_t *offsets, uint8_t *present, uint8_t *bytes) {
-    int64_t none = 0;
-    int32_t at = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t cell = first[i] + field;
-        int is = tags[cell] == TEXT;
-        uint32_t size = is ? cells[cell].text.size : 0;
-        if (bytes) {
-            memcpy(bytes + at, start + cells[cell].text.at, size);
-        } else {
-            offsets[i] = at;
-            present[i] = (uint8_t)is;
+/* Columns of numbers: of each of `fields` n values, the bits that say where there is one (`stride` bytes of them), and how many are missing. */
+void driftline_numbers(const Cell *cells, const uint8_t *tags, const int64_t *first, int64_t n, const int64_t *fields, int64_t n_fields, int64_t stride,
+                       double *values, uint8_t *bits, int64_t *missing) {
+    for (int64_t f = 0; f < n_fields; f++, values += n, bits += stride) {
+        int64_t none = 0;
+        memset(bits, 0, (size_t)stride);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = first[i] + fields[f];
+            int is = tags[at] == NUMBER;
+            values[i] = is ? cells[at].number : as_double(0x7ff8000000000000ull);
+            bits[i >> 3] |= (uint8_t)(is << (i & 7));
             none += !is;
         }
-        at += (int32_t)size;
+        missing[f] = none;
     }
-    if (!bytes) offsets[n] = at;
-    return none;
+}
+
+/* Columns of texts, without their bytes: of each of `fields` n + 1 ends, from 0 on, and the rest as above. */
+void driftline_ends(const Cell *cells, const uint8_t *tags, const int64_t *first, int64_t n, const int64_t *fields, int64_t n_fields, int64_t stride,
+                    int32_t *ends, uint8_t *bits, int64_t *missing) {
+    for (int64_t f = 0; f < n_fields; f++, ends += n + 1, bits += stride) {
+        int64_t none = 0;
+        int32_t end = 0;
+        memset(bits, 0, (size_t)stride);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = first[i] + fields[f];
+            int is = tags[at] == TEXT;
+            ends[i] = end;
+            end += is ? (int32_t)cells[at].text.size : 0;
+            bits[i >> 3] |= (uint8_t)(is << (i & 7));
+            none += !is;
+        }
+        ends[n] = end;
+        missing[f] = none;
+    }
+}
+
+/* The bytes of these columns, behind each other. */
+void driftline_texts(const uint8_t *start, const Cell *cells, const uint8_t *tags, const int64_t *first, int64_t n, const int64_t *fields,
+                     int64_t n_fields, uint8_t *bytes) {
+    for (int64_t f = 0; f < n_fields; f++) {
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = first[i] + fields[f];
+            if (tags[at] != TEXT) continue;
+            memcpy(bytes, start + cells[at].text.at, cells[at].text.size);
+            bytes += cells[at].text.size;
+        }
+    }
 }

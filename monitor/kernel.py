@@ -11,7 +11,7 @@ What it reads means the same as there, bit by bit; it never refuses an event. So
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,8 @@ _LEAST_EVENT: Final = 24  # bytes of what the kernel takes for one
 _MAX_CELLS: Final = 16 << 20
 _MAX_BYTES: Final = 1 << 30  # of all messages: places in them are 32 bits wide
 _PADDING: Final = 64
+_TEXT: Final = pa.string()
+_NUMBER: Final = pa.float64()
 _SPECIAL: Final = frozenset('"\\') | {chr(i) for i in range(32)}  # JSON writes it with an escape
 
 Bytes = npt.NDArray[np.uint8]
@@ -157,9 +159,17 @@ def library() -> ctypes.CDLL | None:
     found.driftline_index.argtypes = [pointer, pointer, ctypes.c_int32]
     found.driftline_index.restype = None
     found.driftline_read.argtypes = [pointer, pointer, pointer, ctypes.c_int32, *[pointer] * 5]
-    found.driftline_numbers.argtypes = [pointer, pointer, pointer, number, ctypes.c_int32, pointer, pointer]  # fmt: skip
-    found.driftline_texts.argtypes = [pointer, pointer, pointer, pointer, number, ctypes.c_int32, pointer, pointer, pointer]  # fmt: skip
-    for name in ("driftline_read", "driftline_numbers", "driftline_texts"):
+    found.driftline_numbers.argtypes = [*[pointer] * 3, number, pointer, number, number, *[pointer] * 3]  # fmt: skip
+    found.driftline_ends.argtypes = found.driftline_numbers.argtypes
+    found.driftline_texts.argtypes = [*[pointer] * 4, number, pointer, number, pointer]
+    found.driftline_index_texts.argtypes = [pointer, pointer]
+    found.driftline_index_texts.restype = None
+    found.driftline_count_numbers.argtypes = [pointer, pointer, number, number, pointer, number, number]  # fmt: skip
+    found.driftline_count_numbers.restype = None
+    found.driftline_count_texts.argtypes = [*[pointer] * 4, number, number, pointer, number, number, pointer]  # fmt: skip
+    for name in ("driftline_numbers", "driftline_ends", "driftline_texts"):
+        getattr(found, name).restype = None
+    for name in ("driftline_read", "driftline_count_texts"):
         getattr(found, name).restype = number
     return found
 
@@ -264,26 +274,25 @@ class Kernel:
         columns: Mapping[str, npt.NDArray[Any]],
         cells: _Cells,
     ) -> Read:
-        first = columns["first"][at]
-
-        def column(cell: int, kind: int) -> pa.Array:
-            return (cells.texts if kind == _TEXTS else cells.numbers)(first, cell)
-
+        fields = self._fields[model]
+        kinds = [_TEXTS, _TEXTS, int(self._arrays["prediction"][model]), _NUMBERS, _NUMBERS]
+        kinds += [kind for _, _, kind in fields]
+        arrays = cells.columns(columns["first"][at], [kind == _TEXTS for kind in kinds])
         features: dict[str, Raw] = {}
         tags: dict[str, Raw] = {}
-        for cell, (is_tag, name, kind) in enumerate(self._fields[model], start=_FIRST):
-            (tags if is_tag else features)[name] = column(cell, kind)
+        for (is_tag, name, _), array in zip(fields, arrays[_FIRST:], strict=True):
+            (tags if is_tag else features)[name] = array
         return Read(
             at,
             columns["ts_ms"][at],
             columns["error"][at].view(np.bool_),
-            ids=cells.texts(first, _ID),
-            versions=cells.texts(first, _VERSION),
+            ids=arrays[_ID],
+            versions=arrays[_VERSION],
             features=features,
             outputs={
-                PREDICTION: column(_PREDICTION, int(self._arrays["prediction"][model])),
-                SCORE: column(_SCORE, _NUMBERS),
-                LATENCY: column(_LATENCY, _NUMBERS),
+                PREDICTION: arrays[_PREDICTION],
+                SCORE: arrays[_SCORE],
+                LATENCY: arrays[_LATENCY],
             },
             tags=tags,
         )
@@ -298,55 +307,75 @@ class _Cells:
     cells: Floats
     tags: Bytes
 
-    def numbers(self, first: Ints, cell: int) -> pa.Array:
-        values = np.empty(len(first))
-        present = np.empty(len(first), dtype=np.uint8)
-        none = self.library.driftline_numbers(
+    def columns(self, first: Ints, is_text: Sequence[bool]) -> list[pa.Array]:
+        """Of rows whose first cells these are, each cell as a column of Arrow: of texts, or of numbers."""
+        texts, numbers = np.flatnonzero(is_text), np.flatnonzero(~np.array(is_text))
+        arrays = self._texts(first, texts) + self._numbers(first, numbers)
+        return [arrays[i] for i in np.argsort(np.concatenate((texts, numbers))).tolist()]
+
+    def _numbers(self, first: Ints, fields: Codes) -> list[pa.Array]:
+        n = len(first)
+        values = np.empty((len(fields), n))
+        present, missing = self._gathered(self.library.driftline_numbers, first, fields, values)
+        whole = pa.py_buffer(values)
+        return [
+            pa.Array.from_buffers(
+                _NUMBER, n, [present(i) if none else None, whole.slice(8 * n * i, 8 * n)], none
+            )
+            for i, none in enumerate(missing)
+        ]
+
+    def _texts(self, first: Ints, fields: Codes) -> list[pa.Array]:
+        n = len(first)
+        ends = np.empty((len(fields), n + 1), dtype=np.int32)
+        present, missing = self._gathered(self.library.driftline_ends, first, fields, ends)
+        sizes = ends[:, -1].tolist()
+        text = np.empty(sum(sizes) + 1, dtype=np.uint8)  # an empty array has no address
+        self.library.driftline_texts(
+            self.start.ctypes.data,
+            self.cells.ctypes.data,
+            self.tags.ctypes.data,
+            first.ctypes.data,
+            n,
+            fields.ctypes.data,
+            len(fields),
+            text.ctypes.data,
+        )
+        arrays, whole, of_ends, at = [], pa.py_buffer(text), pa.py_buffer(ends), 0
+        for i, (none, size) in enumerate(zip(missing, sizes, strict=True)):
+            mine = of_ends.slice(4 * (n + 1) * i, 4 * (n + 1)), whole.slice(at, size)
+            bits = present(i) if none else None
+            arrays.append(pa.Array.from_buffers(_TEXT, n, [bits, *mine], none))
+            at += size
+        return arrays
+
+    def _gathered(
+        self, gather: Callable[..., None], first: Ints, fields: Codes, into: npt.NDArray[Any]
+    ) -> tuple[Callable[[int], pa.Buffer], list[int]]:
+        """Fill values or ends; where each column has a value, as Arrow's bits, and how many of each are missing."""
+        stride = (len(first) + 63) // 64 * 8
+        bits = np.empty(max(1, len(fields) * stride), dtype=np.uint8)
+        missing = np.empty(len(fields), dtype=np.int64)
+        gather(
             self.cells.ctypes.data,
             self.tags.ctypes.data,
             first.ctypes.data,
             len(first),
-            cell,
-            values.ctypes.data,
-            present.ctypes.data,
+            fields.ctypes.data,
+            len(fields),
+            stride,
+            into.ctypes.data,
+            bits.ctypes.data,
+            missing.ctypes.data,
         )
-        return pa.Array.from_buffers(
-            pa.float64(), len(first), [_bitmap(present, none), pa.py_buffer(values)], none
-        )
-
-    def texts(self, first: Ints, cell: int) -> pa.Array:
-        offsets = np.empty(len(first) + 1, dtype=np.int32)
-        present = np.empty(len(first), dtype=np.uint8)
-
-        def run(into: int | None) -> int:
-            none: int = self.library.driftline_texts(
-                self.start.ctypes.data,
-                self.cells.ctypes.data,
-                self.tags.ctypes.data,
-                first.ctypes.data,
-                len(first),
-                cell,
-                offsets.ctypes.data,
-                present.ctypes.data,
-                into,
-            )
-            return none
-
-        none = run(None)
-        text = np.empty(max(1, int(offsets[-1])), dtype=np.uint8)
-        run(text.ctypes.data)
-        buffers = [_bitmap(present, none), pa.py_buffer(offsets), pa.py_buffer(text)]
-        return pa.Array.from_buffers(pa.string(), len(first), buffers, none)
+        whole = pa.py_buffer(bits)
+        return lambda i: whole.slice(stride * i, stride), missing.tolist()
 
 
 def nothing(messages: int) -> Found:
     """Of so many messages, none was read."""
     none = np.zeros(0, dtype=np.int64)
     return Found(np.zeros(messages, dtype=np.intp), none.astype(np.intp), none, {})
-
-
-def _bitmap(present: Bytes, none: int) -> pa.Buffer | None:
-    return pa.py_buffer(np.packbits(present, bitorder="little")) if none else None
 
 
 @cache

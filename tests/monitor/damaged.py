@@ -1,4 +1,4 @@
-"""Reads damaged messages by a kernel that was compiled to watch itself: ``python -m tests.monitor.damaged LIBRARY ROUNDS``."""
+"""Reads damaged messages, and counts what was read, by a kernel that was compiled to watch itself: ``python -m tests.monitor.damaged LIBRARY ROUNDS``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from monitor import kernel
-from monitor.kernel import Kernel
+from monitor.columns import Columns
+from monitor.counting import Grouping
+from monitor.kernel import Kernel, Read
+from monitor.profile import Layout
 from tests.monitor.alike import FORMS, LIMITS, NOW
 from tests.monitor.test_kernel import LEFT, USUAL
 
@@ -21,6 +26,15 @@ def damaged(rng: random.Random, value: bytes) -> bytes:
     return value
 
 
+def count(layout: Layout, read: Read) -> None:
+    """The profiles of what was read, in two ways to divide it."""
+    n = len(read.ts_ms)
+    groupings = [Grouping(np.zeros(n, dtype=np.intp), 1), Grouping(np.arange(n) % 2, 2)]
+    columns = Columns(read.ts_ms, read.features, read.outputs, read.errors, read.tags)
+    (whole,), parts = columns.profiles(layout, groupings)
+    assert sum(part.n for part in parts) == whole.n == n
+
+
 def main(library: str, rounds: int) -> None:
     """Read as many batches; an error of memory ends the process."""
     kernel.LIBRARY = Path(library)  # type: ignore[misc]  # before it is loaded
@@ -29,7 +43,11 @@ def main(library: str, rounds: int) -> None:
     was_read = 0
     for _ in range(rounds):
         batch = [damaged(rng, rng.choice(known)) for _ in range(rng.randrange(1, 6))]
-        was_read += int((reader.read(batch, LIMITS, now_ms=NOW).rows_of > 0).sum())
+        found = reader.read(batch, LIMITS, now_ms=NOW)
+        was_read += int((found.rows_of > 0).sum())
+        for name, reads in found.of_model.items():
+            for read in reads:
+                count(FORMS[name].layout, read)
     assert was_read > rounds / 5
     sys.stdout.write(f"{rounds}\n")
 
