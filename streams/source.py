@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -31,6 +32,7 @@ _ANSWER_S: Final = 10.0
 _REWIND_S: Final = 5.0  # a client that cannot say may have lost its coordinator with a broker, for ever: a new one may not have
 _END_S: Final = 1.0  # for the ends of the partitions: without an answer nothing is idle
 _PAUSE_S: Final = 0.2
+_PARTITION, _ERROR = methodcaller("partition"), methodcaller("error")
 _OF_A_PARTITION: Final = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
 
 
@@ -133,24 +135,33 @@ class Source:
             KafkaException: the broker refuses, or does not say where a partition begins.
         """
         self._reset()  # only now: what was read before belongs to the old position, and is sent
-        batch: list[Message] = []
-        for message in self._consumer.consume(most, timeout=timeout_s):
-            error, partition = message.error(), message.partition() or 0
-            known = error is None or error.code() in _OF_A_PARTITION
-            if known and partition not in self.positions.marks:
-                continue  # revoked while it was on its way
-            if error is None:
+        batch = self._consumer.consume(most, timeout=timeout_s)
+        partitions = set(map(_PARTITION, batch))
+        # Most batches are nothing but messages: a loop in Python would take longer than the client did.
+        if partitions <= self.positions.marks.keys() and not any(map(_ERROR, batch)):
+            for partition in partitions:
                 self.positions.came(partition)
-                batch.append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                self.positions.ended(partition, message.offset() or 0, self._monotonic())
-            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-                self.positions.unreadable.add(partition)
-            else:
-                raise KafkaException(error)
+        else:
+            batch = [message for message in batch if self._is_message(message)]
         if self._failure is not None:
             raise self._failure
         return batch
+
+    def _is_message(self, message: Message) -> bool:
+        """Whether it is one of a partition that is ours; if not, what it says is noted."""
+        error, partition = message.error(), message.partition() or 0
+        known = error is None or error.code() in _OF_A_PARTITION
+        if known and partition not in self.positions.marks:
+            return False  # revoked while it was on its way
+        if error is None:
+            self.positions.came(partition)
+        elif error.code() == KafkaError._PARTITION_EOF:
+            self.positions.ended(partition, message.offset() or 0, self._monotonic())
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+            self.positions.unreadable.add(partition)
+        else:
+            raise KafkaException(error)
+        return error is None
 
     def _reset(self) -> None:
         """Give each partition that cannot be read at its position a new one.
