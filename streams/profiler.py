@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from threading import Event
 from typing import Any, Final
 
@@ -214,7 +214,7 @@ class Profiler:
     def _send(self, batch: Sequence[_Read]) -> bool:
         """Profile and commit a batch. False: it was rolled back, to be read again."""
         # For all its parts: while the first is sent, nobody may say that the second one's partition is silent.
-        busy = {read.source.partition for read in batch}
+        busy = set(map(_PARTITION, batch))
         # No part may commit past one that did not.
         return all(self._send_part(part, busy) for part in _parts(batch))
 
@@ -253,7 +253,7 @@ class Profiler:
         self, batch: Sequence[_Read], idle: Set[int], now_ms: int, refusal: str | None = None
     ) -> Outcome:
         outcome = profile_batch(  # 4.
-            [read.source for read in batch],
+            list(map(_SOURCE, batch)),
             self._source.positions.marks,
             self._registry.newest,
             self._policy,
@@ -357,7 +357,7 @@ _NONE: Final[Mapping[str, bytes]] = {}
 
 def _parts(batch: Sequence[_Read]) -> Iterator[Sequence[_Read]]:
     """The batch in parts of about ``_PART_BYTES``: as one, ten thousand messages of many events each would take gigabytes."""
-    sizes = [len(read.source.value or b"") for read in batch]
+    sizes = [len(value or b"") for value in map(_VALUE, batch)]
     if sum(sizes) <= _PART_BYTES:
         yield batch
         return
@@ -387,4 +387,5 @@ def _headers(message: Message) -> Mapping[str, bytes]:
     return {n.lower(): value for n, value in header_list(message) if isinstance(value, bytes)}
 
 
+_SOURCE, _VALUE, _PARTITION = map(attrgetter, ("source", "source.value", "source.partition"))
 _COLUMNS: Final = tuple(map(methodcaller, ("partition", "offset", "value", "headers")))
