@@ -37,8 +37,8 @@ from monitor.settings import DetectorSettings, DispatcherSettings, KafkaSettings
 from monitor.spec import parse_spec
 from monitor.wire import Verdict, Verdicts
 from streams import clients, models, topics, wiring
-from streams.embedded.supervisor import Child, Supervisor
 from streams.models import Model
+from streams.supervisor import Child, Supervisor
 from streams.topics import partition_of
 from tests.kafka.broker import KafkaBroker, fetch_jars
 

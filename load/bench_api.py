@@ -32,7 +32,7 @@ from monitor.environment import environment, load
 from monitor.keys import SECRET_BYTES, create
 from monitor.settings import ApiSettings
 from streams.embedded.stack import Stack, embedded_stack
-from streams.embedded.supervisor import Child, free_port
+from streams.supervisor import Child, free_port
 
 PAUSE_MS: Final = 500
 WARM_S: Final = 5.0

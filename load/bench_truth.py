@@ -42,8 +42,8 @@ from monitor.tables import SCHEMAS, TableName, arrivals, to_table
 from monitor.truth import Topic, Truth
 from monitor.wire import Performance
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from streams.evaluator import TOPICS, Evaluator, Progress, State, rest_s
+from streams.supervisor import LOOPBACK, Supervisor, free_port
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

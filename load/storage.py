@@ -34,7 +34,7 @@ from monitor.store import Store
 from monitor.tables import SCHEMAS, Row, TableName, to_table, verdict_rows, window_rows
 from monitor.wire import Window
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.supervisor import LOOPBACK, Supervisor, free_port
 
 SIZES_MS: Final = (MINUTE_MS, 10 * MINUTE_MS, HOUR_MS, DAY_MS)
 WINDOWS: Final = 240  # of a size: with 10 features of a slice thousands of rows

@@ -50,7 +50,7 @@ def kafka(kafka_factory: Callable[[], KafkaBroker]) -> str:
 def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the session's embedded broker: shared, so tests name their own topics and groups."""
     from streams.embedded import broker
-    from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+    from streams.supervisor import LOOPBACK, Supervisor, free_port
 
     directory, port = tmp_path_factory.mktemp("embedded"), free_port()
     with Supervisor(directory) as supervisor:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 import monitor.metrics  # noqa: F401 - declares what the registry holds
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from tests.alerting.managers import wait_for
 
 PROGRAM: Final = shutil.which("prometheus")

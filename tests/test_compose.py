@@ -38,8 +38,8 @@ from monitor.settings import PREFIX, is_loopback
 from streams import __main__ as cli
 from streams.embedded.placement import EMBEDDED_SESSION_S
 from streams.embedded.stack import embedded_stack
-from streams.embedded.supervisor import free_port
 from streams.processes import PROCESSES, named
+from streams.supervisor import free_port
 from tests.kafka.broker import KafkaBroker, fetch_jars
 
 ROOT: Final = Path(__file__).parent.parent

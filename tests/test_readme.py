@@ -40,7 +40,7 @@ from streams import wiring
 from streams.client import DROP_REASONS, EXIT_S, Recorder
 from streams.clients import put
 from streams.embedded.stack import Stack, embedded_stack
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from streams.topics import partition_of
 from tests.alerting.test_notify import FALLING
 from tests.streams.taker import Broker

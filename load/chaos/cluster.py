@@ -35,8 +35,8 @@ from monitor.settings import (
 )
 from streams import clients, models, topics, wiring
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Child, Ended, Supervisor, free_port
 from streams.models import Model
+from streams.supervisor import LOOPBACK, Child, Ended, Supervisor, free_port
 from tests.kafka.broker import KafkaBroker, fetch_jars
 
 HEARTBEAT_S: Final = 2.0  # after the last event, windows close with a heartbeat

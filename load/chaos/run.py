@@ -20,8 +20,8 @@ from monitor import store, wire
 from monitor.ledger import Ledger
 from monitor.settings import Settings
 from streams import wiring
-from streams.embedded.supervisor import Ended
 from streams.models import Model
+from streams.supervisor import Ended
 
 _TURN_S: Final = 0.1
 _DRAIN_EVERY_S: Final = 0.5

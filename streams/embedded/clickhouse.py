@@ -47,7 +47,7 @@ from streams.embedded.engine import (
     Request,
     split_insert,
 )
-from streams.embedded.supervisor import LOOPBACK, Child, is_free
+from streams.supervisor import LOOPBACK, Child, is_free
 
 PASSWORD_VARIABLE: Final = "DRIFTLINE_CLICKHOUSE__PASSWORD"  # noqa: S105  # a name; clients read the same one
 QUERY_THREADS: Final = 8  # each query uses all cores: more at once would only take memory

@@ -12,7 +12,7 @@ from monitor.environment import problem_of
 from monitor.errors import ConfigError
 from monitor.settings import Settings, is_loopback
 from streams import clients
-from streams.embedded.supervisor import LOOPBACK, free_port, is_free
+from streams.supervisor import LOOPBACK, free_port, is_free
 
 EMBEDDED_SESSION_S: Final = clients.EMBEDDED_SESSION_MS / 1_000
 _Group = TypeVar("_Group", bound=BaseModel)

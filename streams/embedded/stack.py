@@ -37,7 +37,8 @@ from streams import clients, topics, wiring
 from streams.embedded import broker as broker_server
 from streams.embedded import clickhouse as database_server
 from streams.embedded.placement import place, port_of
-from streams.embedded.supervisor import (
+from streams.processes import PROCESSES
+from streams.supervisor import (
     LOOPBACK,
     Child,
     ChildConfigError,
@@ -45,7 +46,6 @@ from streams.embedded.supervisor import (
     Supervisor,
     free_port,
 )
-from streams.processes import PROCESSES
 
 SERVERS_TIMEOUT_S: Final = 30.0  # measured: broker 0.1 s, database 1.2 s
 API_TIMEOUT_S: Final = 60.0  # seven Python processes start at once, on few cores

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from typing_extensions import override
 
-from streams.embedded.supervisor import free_port
+from streams.supervisor import free_port
 
 PROGRAM: Final = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 needs_alertmanager = pytest.mark.skipif(

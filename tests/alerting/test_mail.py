@@ -21,7 +21,7 @@ from alerting.mail import Mailer, message
 from alerting.requests import Mail
 from monitor.settings import EmailSettings
 from monitor.tls import trust
-from streams.embedded.supervisor import free_port
+from streams.supervisor import free_port
 from tests.alerting.tls import authority
 
 NOW = 1_700_000_000.0

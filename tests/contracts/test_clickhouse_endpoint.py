@@ -22,7 +22,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import Supervisor, free_port
+from streams.supervisor import Supervisor, free_port
 
 DATABASE = "contract"
 

@@ -22,7 +22,7 @@ from typing import Final, Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from streams.embedded.supervisor import free_port
+from streams.supervisor import free_port
 
 _HERE: Final = Path(__file__).parent
 _CLUSTER_ID: Final = "ZHJpZnRsaW5lLXRlc3RzMQ"  # any 16 bytes in URL-safe base64

@@ -17,7 +17,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from typing_extensions import override
 
 from monitor.settings import ApiSettings
-from streams.embedded.supervisor import LOOPBACK
+from streams.supervisor import LOOPBACK
 
 AUDIENCE = "driftline"
 ROLES = ("sre=read+write+approve", "ml=read+write", "viewer=read")

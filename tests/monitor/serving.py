@@ -19,7 +19,7 @@ from monitor.labels import Label
 from monitor.settings import ApiSettings
 from monitor.store import Store
 from monitor.wire import Command
-from streams.embedded.supervisor import LOOPBACK
+from streams.supervisor import LOOPBACK
 from tests.monitor.stored import DAY, START
 
 NOW = START + 40 * DAY

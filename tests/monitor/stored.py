@@ -40,7 +40,7 @@ from monitor.wire import (
     Window,
 )
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.supervisor import LOOPBACK, Supervisor, free_port
 
 DAY = 86_400_000
 START = 1_359_676_800_000  # 2013-02-01T00:00Z

@@ -26,7 +26,7 @@ from monitor.settings import ApiSettings, ApprovalSettings, ClickHouseSettings, 
 from monitor.store import Store
 from monitor.tables import delivery_row, to_table
 from monitor.wire import Command, Delivery
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from tests.monitor.serving import served
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, endpoint, fill
 

@@ -45,7 +45,7 @@ from monitor.wire import (
     Window,
 )
 from streams.embedded import clickhouse as endpoint
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
+from streams.supervisor import LOOPBACK, Supervisor, free_port
 from tests.monitor import builders
 from tests.monitor.stored import DAY, EVENTS, FIRING, MODEL, START, fill
 

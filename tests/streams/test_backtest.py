@@ -19,8 +19,8 @@ from monitor.wire import Incident, Window
 from streams import __main__ as cli
 from streams import models, wiring
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from streams.models import Model
+from streams.supervisor import LOOPBACK, Supervisor, free_port
 from tests.alerting.past import DAY, PLANTED, START, history, reference, spec
 
 DAYS = 40

@@ -21,8 +21,8 @@ from monitor.settings import Settings
 from streams import __main__ as cli
 from streams.console import working, write_rows
 from streams.embedded import clickhouse
-from streams.embedded.supervisor import LOOPBACK, Supervisor, free_port
 from streams.processes import PROCESSES, Process
+from streams.supervisor import LOOPBACK, Supervisor, free_port
 from tests.streams.commands import main, plain_terminal, run
 
 __all__ = ["plain_terminal"]  # a fixture of every test here

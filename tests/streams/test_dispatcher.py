@@ -40,9 +40,9 @@ from monitor.wire import Delivery, OutboxItem
 from streams import clients, dispatcher, models, topics, wiring
 from streams.demo.receiver import Receiver
 from streams.dispatcher import Dispatcher
-from streams.embedded.supervisor import free_port
 from streams.lanes import Lanes, Progress, Task
 from streams.models import Model
+from streams.supervisor import free_port
 from tests.alerting.builders import MODEL
 from tests.alerting.managers import alertmanager, known, needs_alertmanager, receiver, wait_for
 from tests.alerting.test_notify import FALLING, deliver

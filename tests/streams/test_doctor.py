@@ -13,7 +13,7 @@ from rich.console import Console
 from monitor.settings import ClickHouseSettings, EmbeddedSettings, KafkaSettings, Settings
 from streams import doctor
 from streams.doctor import Finding
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from tests.monitor.stored import endpoint
 
 

@@ -24,9 +24,9 @@ from monitor.versions import OTHER_VERSION
 from monitor.wire import Performance
 from streams import topics as topics_
 from streams import wiring
-from streams.embedded.supervisor import free_port
 from streams.evaluator import MAX_REST_S, TOPICS, Broker, Evaluator, Progress, rest_s
 from streams.sink import sink_group
+from streams.supervisor import free_port
 from streams.topics import partition_of
 from tests.monitor.stored import endpoint
 

@@ -20,9 +20,9 @@ from monitor import metrics
 from monitor.settings import MetricsSettings
 from streams import __main__ as cli
 from streams.clients import KafkaSettings
-from streams.embedded.supervisor import free_port
 from streams.health import Ends, Watch
 from streams.liveness import EXIT_RESTART
+from streams.supervisor import free_port
 
 OUTBOX = ("outbox", 0)
 

@@ -10,7 +10,7 @@ import pytest
 from monitor import environment
 from monitor.spec import load_spec
 from streams import registry, wiring
-from streams.embedded.supervisor import free_port
+from streams.supervisor import free_port
 from tests.streams.commands import main, plain_terminal, run
 
 __all__ = ["plain_terminal"]  # a fixture of every test here

@@ -20,8 +20,8 @@ from monitor.settings import KafkaSettings, Settings
 from monitor.store import Store
 from monitor.wire import Incident, TimelineEntry
 from streams import clients, orders, topics, wiring
-from streams.embedded.supervisor import free_port
 from streams.orders import Messenger, find, taken
+from streams.supervisor import free_port
 from streams.topics import Topics
 from tests.alerting.builders import MODEL, START
 from tests.alerting.test_payloads import item

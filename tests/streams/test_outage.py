@@ -19,7 +19,7 @@ from monitor import clickhouse, metrics, store
 from monitor.settings import ClickHouseSettings
 from streams import sink, wiring
 from streams import topics as topics_
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from tests.monitor.stored import endpoint
 from tests.streams.test_sink import count, label, positions, running, setting, wait_for
 

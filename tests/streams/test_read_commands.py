@@ -24,7 +24,7 @@ from monitor.spec import ModelSpec
 from monitor.store import DriftRow, Store
 from monitor.tables import bins_rows, to_table, verdict_rows, window_rows
 from monitor.wire import Verdict, Verdicts, VerdictStatus, Window
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from tests.monitor.stored import DAY, FIRING, MODEL, START, endpoint, fill
 from tests.streams.commands import main, plain_terminal, run
 

@@ -30,11 +30,11 @@ from monitor.tables import TableName
 from streams import models, sink, wiring
 from streams import topics as topics_
 from streams.deadletter import Cap
-from streams.embedded.supervisor import free_port
 from streams.inserts import KnownLayouts, insert_token, store_parcels
 from streams.intake import Intake, Parcel
 from streams.models import Model, aliases_of
 from streams.registry import Registry
+from streams.supervisor import free_port
 from streams.topics import Topics
 from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
 from tests.streams.builders import Known, model

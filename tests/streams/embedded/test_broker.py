@@ -14,7 +14,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from monitor.errors import ConfigError
 from streams.embedded import broker
-from streams.embedded.supervisor import ChildFailedError, Supervisor, free_port
+from streams.supervisor import ChildFailedError, Supervisor, free_port
 
 pytestmark = pytest.mark.embedded
 

@@ -25,7 +25,7 @@ from streams.embedded.clickhouse import (
     read_request,
 )
 from streams.embedded.engine import ClickHouseError, Insert, Request, split_insert
-from streams.embedded.supervisor import Supervisor, free_port
+from streams.supervisor import Supervisor, free_port
 
 PASSWORD = "s3cret"
 

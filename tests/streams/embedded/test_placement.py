@@ -9,7 +9,7 @@ import pytest
 from monitor.errors import ConfigError
 from monitor.settings import ApiSettings, ClickHouseSettings, KafkaSettings, Settings
 from streams.embedded.placement import place
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 
 HOME = Path("home")
 

@@ -23,7 +23,7 @@ from monitor.errors import ConfigError, DriftlineError, TransientError
 from monitor.settings import ClickHouseSettings, KafkaSettings, MetricsSettings, Settings
 from streams import clients, topics, wiring
 from streams.embedded.stack import Stack, embedded_stack
-from streams.embedded.supervisor import LOOPBACK, free_port
+from streams.supervisor import LOOPBACK, free_port
 from tests.alerting.managers import alertmanager, needs_alertmanager, receiver, wait_for
 from tests.prometheus import ask, needs_prometheus, prometheus
 

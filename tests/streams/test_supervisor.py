@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.embedded.supervisor import (
+from streams.supervisor import (
     MARK,
     Child,
     ChildConfigError,
@@ -194,7 +194,7 @@ def test_grandchildren_are_gone_when_stop_returns(tmp_path: Path) -> None:
 SUPERVISED = f"""
 import sys, time
 from pathlib import Path
-from streams.embedded.supervisor import Child, Supervisor
+from streams.supervisor import Child, Supervisor
 with Supervisor(Path(sys.argv[1]), grace_s=float(sys.argv[2])) as supervisor:
     for name, code in (("plain", {FOREVER!r}), ("parent", {WITH_GRANDCHILD!r}), ("stubborn", {STUBBORN!r})):
         supervisor.start(Child(name, (sys.executable, "-c", code)))
