@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from importlib.metadata import version as version_of
 from io import TextIOWrapper
@@ -107,6 +108,29 @@ def _add_process(process: Process) -> None:
         _run(process.name, load(config, process.name))
 
 
+def _add_profiler(process: Process) -> None:
+    @run_app.command(process.name, help=process.summary, cls=with_settings(process))
+    def run(
+        workers: Annotated[
+            int,
+            typer.Option(
+                min=1,
+                max=64,
+                help="Processes on this machine, which share the partitions: one a core.",
+            ),
+        ] = 1,
+        config: Config = None,
+    ) -> None:
+        settings = load(config, process.name)
+        if workers == 1:
+            _run(process.name, settings)
+            return
+        from streams.workers import run_profilers
+
+        with suppress(KeyboardInterrupt):  # Ctrl-C or SIGTERM: the workers have stopped
+            run_profilers(settings, config, workers)
+
+
 def _add_detector(process: Process) -> None:
     @run_app.command(process.name, help=process.summary, cls=with_settings(process))
     def run(
@@ -133,8 +157,9 @@ def _run(name: str, settings: Settings) -> None:
     run_patiently(resolve(named(name)), settings, stop, failed=failed)
 
 
+_WITH_OPTIONS: Final = {"profiler": _add_profiler, "detector": _add_detector}
 for _process in PROCESSES:
-    (_add_detector if _process.name == "detector" else _add_process)(_process)
+    _WITH_OPTIONS.get(_process.name, _add_process)(_process)
 
 
 @app.command()

@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -125,9 +125,13 @@ class Supervisor:
 
     Inside the context, if that is in the main thread, SIGTERM and Ctrl-C raise ``KeyboardInterrupt``, which leaves
     the context and so stops the children in order; a second one kills them at once.
+
+    Args:
+        log_dir: where each child has a log of its own. ``None``: they write where the supervisor does, and stop all at once, as equals have no order.
+        grace_s: how long a child may take to stop.
     """
 
-    def __init__(self, log_dir: Path, *, grace_s: float = GRACE_S) -> None:
+    def __init__(self, log_dir: Path | None, *, grace_s: float = GRACE_S) -> None:
         self._log_dir = log_dir
         self._grace_s = grace_s
         self._mark = secrets.token_hex(16)
@@ -137,7 +141,8 @@ class Supervisor:
         self._interrupts = 0
 
     def __enter__(self) -> Self:
-        self._log_dir.mkdir(parents=True, exist_ok=True)
+        if self._log_dir is not None:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, self._mark],
             stdin=subprocess.PIPE,
@@ -157,7 +162,7 @@ class Supervisor:
                 signal.signal(name, handler)
 
     def start(self, child: Child) -> None:
-        """Start a child. Its output is appended to ``NAME.log`` in the log directory.
+        """Start a child. Its output is appended to ``NAME.log`` in the log directory, if there is one.
 
         Raises:
             ChildFailedError: the program cannot be run.
@@ -207,7 +212,13 @@ class Supervisor:
         return self._runs[name].process.pid
 
     def log(self, name: str) -> Path:
-        """Log file of a child."""
+        """Log file of a child.
+
+        Raises:
+            ValueError: it has none of its own.
+        """
+        if self._log_dir is None:
+            raise ValueError("children write where their supervisor does")
         return self._log_dir / f"{name}.log"
 
     def stop(self) -> None:
@@ -217,6 +228,9 @@ class Supervisor:
         """
         deadline_s = time.monotonic() + 2 * self._grace_s
         try:
+            if self._log_dir is None:
+                for run in self._runs.values():
+                    run.process.terminate()
             for run in reversed(self._runs.values()):
                 if self._interrupts > 1:
                     break
@@ -226,8 +240,10 @@ class Supervisor:
             self._kill_all()
 
     def _spawn(self, child: Child) -> _Run:
-        with self.log(child.name).open("ab") as log:
-            log_start = log.tell()  # before the child, which shares this position, writes
+        has_log = self._log_dir is not None
+        with self.log(child.name).open("ab") if has_log else nullcontext() as log:
+            # Before the child, which shares this position, writes.
+            log_start = 0 if log is None else log.tell()
             try:
                 process = subprocess.Popen(
                     child.argv,
@@ -266,12 +282,16 @@ class Supervisor:
         return Ended(name, code, wait_s)
 
     def _said(self, run: _Run) -> str:
+        if self._log_dir is None:
+            return ""  # it said it where everybody reads
         with self.log(run.child.name).open("rb") as log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(run.log_start, end - TAIL_BYTES))
             return log.read().decode(errors="replace")
 
     def _tail(self, run: _Run) -> str:
+        if self._log_dir is None:
+            return ""
         said = self._said(run).strip()
         return f"; the end of {self.log(run.child.name)}:\n{said}" if said else "; it said nothing"
 
