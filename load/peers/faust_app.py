@@ -1,5 +1,8 @@
 """The same histograms by an agent for each event, in a table: what a first version with Faust looks like. ``python -m load.peers.faust_app BOOTSTRAP TOPIC EVENTS``
 
+Each of the twenty counts of an event is an update of the table, and so a message to its changelog: some six thousand updates a second are what Faust does,
+and three hundred events.
+
 The bins come from standard input, as JSON: feature -> edges or categories.
 """
 
