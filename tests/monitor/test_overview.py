@@ -34,7 +34,8 @@ def test_the_newest_revision_of_the_last_windows_counts(link: Store) -> None:
         ("new", spec.model_dump_json(), "", 1),
     ]
     link.append("models", to_table("models", rows), token="models")
-    link.link.execute("SYSTEM STOP MERGES windows")  # so that both revisions stay
+    setting = "max_bytes_to_merge_at_max_space_in_pool = 1"  # no merge: both revisions stay
+    link.link.execute(f"ALTER TABLE windows MODIFY SETTING {setting}")
     last = START + HOUR - MINUTE
     stored = [
         window(reference, events(reference, rng, 500), START, size_ms=HOUR),  # it ends as late
