@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from load.chaos.cluster import peak_rss_bytes
+from load.proc import peak_rss_bytes
 from load.markdown import README, table, write_block
 from monitor import store
 from monitor.settings import ClickHouseSettings

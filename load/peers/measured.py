@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from load.chaos.cluster import peak_rss_bytes
+from load.proc import peak_rss_bytes
 
 
 @dataclass(frozen=True, slots=True)

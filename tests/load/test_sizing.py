@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from load.markdown import README, replace_block
-from load.sizing import ROLES, Use, cpu_s, main, report, topic_bytes
+from load.proc import cpu_s
+from load.sizing import ROLES, Use, main, report, topic_bytes
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
