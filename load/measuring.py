@@ -34,6 +34,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from load.bench_batch import FEATURES, MODEL, START_MS, messages, model
 from load.proc import cpu_s
@@ -54,6 +55,8 @@ _DRAWN: Final = 4_000  # events that differ by more than name and time
 _CHECKED: Final = "amount_01"
 _PATIENCE_S: Final = 300.0
 _TURN_S: Final = 0.02
+# A second profiler is let in at the first one's heartbeat, a third of this; who stands still for longer is put out.
+_SESSION_S: Final = 20.0
 # What a broker says of a group while its first topic for groups is being made.
 _NOT_YET: Final = {
     KafkaError.NOT_COORDINATOR,
@@ -184,6 +187,21 @@ class Site:
 
         self.wait(shared, f"{count} profilers share the partitions")
 
+    def bound(self, limit_bytes: int) -> None:
+        """Let the broker drop the oldest of what is large and read already: so many bytes of each partition are kept."""
+        bounds = {"retention.bytes": limit_bytes, "segment.bytes": limit_bytes // 4}
+        entries = [
+            ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
+            for name, value in bounds.items()
+        ]
+        resources = [
+            ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+            for topic in (self.topics.predictions, self.topics.scored)
+        ]
+        client = admin(self.kafka, logger)
+        for future in client.incremental_alter_configs(resources).values():
+            future.result()
+
     @property
     def pids(self) -> list[int]:
         """Process ids of the profilers."""
@@ -264,7 +282,13 @@ def place(
 ) -> tuple[Settings, KafkaSettings, Topics]:
     """Topics under a prefix of their own, with models in them."""
     base = load()
-    at = base.kafka.model_copy(update={"bootstrap": bootstrap, "topic_prefix": f"{name}."})
+    at = base.kafka.model_copy(
+        update={
+            "bootstrap": bootstrap,
+            "topic_prefix": f"{name}.",
+            "session_timeout_s": _SESSION_S,
+        }
+    )
     settings = base.model_copy(update={"kafka": at})
     kafka, names = wiring.kafka(settings), wiring.topics(settings)
     topics.create(admin(kafka, logger), names, wiring.widths(settings))
