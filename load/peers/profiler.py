@@ -6,9 +6,8 @@ import sys
 import threading
 import time
 
-from prometheus_client import REGISTRY
-
 from load.peers.measured import Meter
+from monitor import metrics
 from monitor.environment import load
 from streams import profiler
 
@@ -31,7 +30,7 @@ def _watch(events: int, stop: threading.Event) -> None:
     """Counted is what a committed transaction counted."""
     meter, first = Meter(), 0
     while not stop.is_set():
-        done = int(REGISTRY.get_sample_value("driftline_events_consumed_total") or 0)
+        done = int(_counted())
         if done >= events:
             meter.report(done - first)
             stop.set()
@@ -39,6 +38,12 @@ def _watch(events: int, stop: threading.Event) -> None:
             first = done
             meter.start()
         time.sleep(_LOOK_S)
+
+
+def _counted() -> float:
+    """Of this metric alone: to ask the registry, every 2 ms, cost as much as the profiler itself."""
+    (counter,) = metrics.EVENTS.collect()
+    return next(sample.value for sample in counter.samples if sample.name.endswith("_total"))
 
 
 if __name__ == "__main__":
