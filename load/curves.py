@@ -90,17 +90,24 @@ def measure(points: Sequence[Point], *, events: int, rounds: int) -> dict[Point,
     Raises:
         AssertionError: an event was not counted, or twice, or a histogram is not numpy's.
     """
-    found: dict[Point, list[Spent]] = {point: [] for point in points}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kafka").mkdir()
         with KafkaBroker(folder / "kafka", fetch_jars()) as broker:
-            for turn in range(rounds):
-                order = points if turn % 2 == 0 else points[::-1]
-                for i, point in enumerate(order):
-                    spent = measured(folder, broker.address, f"t{turn}p{i}", point, events)
-                    found[point].append(spent)
-                    print(f"{point}: {spent.cpu_us:.2f} us", file=sys.stderr, flush=True)
+            return rounds_of(folder, broker.address, points, events=events, rounds=rounds)
+
+
+def rounds_of(
+    folder: Path, bootstrap: str, points: Sequence[Point], *, events: int, rounds: int
+) -> dict[Point, list[Spent]]:
+    """The same on a broker that is there: the points in turns, every second round backwards."""
+    found: dict[Point, list[Spent]] = {point: [] for point in points}
+    for turn in range(rounds):
+        order = points if turn % 2 == 0 else points[::-1]
+        for i, point in enumerate(order):
+            spent = measured(folder, bootstrap, f"t{turn}p{i}", point, events)
+            found[point].append(spent)
+            print(f"{point}: {spent.cpu_us:.2f} us", file=sys.stderr, flush=True)
     return found
 
 

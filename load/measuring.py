@@ -31,6 +31,7 @@ from confluent_kafka import (
     ConsumerGroupState,
     KafkaError,
     KafkaException,
+    Message,
     Producer,
     TopicPartition,
 )
@@ -50,7 +51,7 @@ from monitor.profile import Profile
 from monitor.settings import Settings
 from streams import models, topics, wiring
 from streams.clients import KafkaSettings, admin, consumer_config, enqueue, producer_config
-from streams.embedded.supervisor import Child, Supervisor
+from streams.embedded.supervisor import Child, OnEnd, Supervisor
 from streams.models import Model
 from streams.topics import Topics
 
@@ -108,10 +109,14 @@ class Traffic:
         self._bin_of = np.searchsorted(bins.edges, numbers, side="right")
         self._bins = bins.bins
 
+    def name(self, i: int, partitions: int) -> str:
+        """The model of event ``i``."""
+        return self.names[i // partitions % len(self.names)]
+
     def value(self, i: int, at_ms: int, partitions: int) -> bytes:
         """Event ``i``, as JSON."""
-        name = self.names[i // partitions % len(self.names)]
-        head = b'{"id":"%032x","ts":%d,"model":"%s"' % (i, at_ms, name.encode())
+        name = self.name(i, partitions).encode()
+        head = b'{"id":"%032x","ts":%d,"model":"%s"' % (i, at_ms, name)
         return head + self._tails[i % _DRAWN]
 
     def histogram(self, events: int) -> Ints:
@@ -162,22 +167,20 @@ class Site:
         self.processes.__exit__()
         self._asker.close()
 
-    def start(self, role: str, instance: str = "") -> None:
-        """Start a process of a role; one that ends on its own is an error."""
+    def child(self, role: str, instance: str = "") -> Child:
+        """A process of a role; one that ends on its own is an error."""
         name = instance or role
-        variables = {
-            f"DRIFTLINE_{role.upper()}__INSTANCE": name,
-            "DRIFTLINE_CONFIG": "",
-        }
+        variables = {f"DRIFTLINE_{role.upper()}__INSTANCE": name, "DRIFTLINE_CONFIG": ""}
         argv = (sys.executable, "-m", "streams", "run", role)
-        self.processes.start(Child(name, argv, environment(self.settings) | variables))
-        if role == "profiler":
-            self._profilers.append(name)
+        environ = environment(self.settings) | variables
+        return Child(name, argv, environ, on_end=OnEnd.FAIL)
 
     def start_profilers(self, count: int) -> None:
         """Start so many, and wait until each has partitions."""
         for i in range(count):
-            self.start("profiler", f"profiler-{i}")
+            child = self.child("profiler", f"profiler-{i}")
+            self.processes.start(child)
+            self._profilers.append(child.name)
         client = admin(self.kafka, logger)
 
         def shared() -> bool:
@@ -313,13 +316,13 @@ def fill(kafka: KafkaSettings, topic: str, records: Sequence[Mapping[str, Any]])
 
 def profiles(kafka: KafkaSettings, topic: str) -> Iterator[wire.Profiles]:
     """All that the profilers sent, decoded."""
-    for value in values(kafka, topic):
-        sent = wire.decode(value)
+    for message in records(kafka, topic):
+        sent = wire.decode(message.value() or b"")
         assert isinstance(sent, wire.Profiles)
         yield sent
 
 
-def values(kafka: KafkaSettings, topic: str) -> Iterator[bytes]:
+def records(kafka: KafkaSettings, topic: str) -> Iterator[Message]:
     """The messages of a topic, from its start to its present end."""
     with consumer(kafka, topic) as reader:
         left = len(reader.assignment())
@@ -327,7 +330,7 @@ def values(kafka: KafkaSettings, topic: str) -> Iterator[bytes]:
             message = reader.poll(10)
             assert message is not None
             if message.error() is None:
-                yield message.value() or b""
+                yield message
             else:
                 left -= 1
 

@@ -41,7 +41,7 @@ def _watch(events: int, stop: threading.Event) -> None:
 
 
 def _counted() -> float:
-    """Of this metric alone: to ask the registry, every 2 ms, cost as much as the profiler itself."""
+    """Of this metric alone: to ask the whole registry every 2 ms was a quarter of the CPU time that was measured."""
     (counter,) = metrics.EVENTS.collect()
     return next(sample.value for sample in counter.samples if sample.name.endswith("_total"))
 
