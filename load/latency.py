@@ -215,13 +215,21 @@ class Live:
         return served, committed
 
 
-def latencies(folder: Path, bootstrap: str, *, seconds: float, saturate_s: float, shares: Sequence[float]) -> tuple[float, list[Load]]:  # fmt: skip
+def latencies(
+    folder: Path,
+    bootstrap: str,
+    name: str = "latency",
+    *,
+    seconds: float,
+    saturate_s: float,
+    shares: Sequence[float],
+) -> tuple[float, list[Load]]:
     """The rate of saturation, and each share of it.
 
     Raises:
         AssertionError: an event was not counted, or twice.
     """
-    with Site(folder, bootstrap, "latency", live_traffic()) as site:
+    with Site(folder, bootstrap, name, live_traffic()) as site:
         live = Live(site)
         now_ms = time.time_ns() // 1_000_000
         site.send(20_000, lambda _: now_ms)  # the start is not what is measured
@@ -236,7 +244,9 @@ def latencies(folder: Path, bootstrap: str, *, seconds: float, saturate_s: float
     return per_s, found
 
 
-def recovery(folder: Path, bootstrap: str, *, keys: int, events: int) -> Back:
+def recovery(
+    folder: Path, bootstrap: str, name: str = "recovery", *, keys: int, events: int
+) -> Back:
     """Kill a detector that holds the open windows of so many keys, at least, and start it again.
 
     Raises:
@@ -244,7 +254,7 @@ def recovery(folder: Path, bootstrap: str, *, keys: int, events: int) -> Back:
     """
     models = -(-keys // KEYS)
     traffic = Traffic(models=models, window="1m", segments=DIMENSIONS)
-    with Site(folder, bootstrap, "recovery", traffic) as site:
+    with Site(folder, bootstrap, name, traffic) as site:
         site.start_profilers(1)
 
         def spread(from_ms: int) -> Callable[[int], int]:

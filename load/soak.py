@@ -78,13 +78,13 @@ def judge(samples: Sequence[Sample]) -> Judged:
     )
 
 
-def measure(folder: Path, bootstrap: str, *, events: int, steps: int) -> Iterator[Sample]:
+def measure(folder: Path, bootstrap: str, name: str = "soak", *, events: int, steps: int) -> Iterator[Sample]:  # fmt: skip
     """A sample a step.
 
     Raises:
         AssertionError: an event was not counted, or twice, or a histogram is not numpy's.
     """
-    with Site(folder, bootstrap, "soak", Traffic()) as site:
+    with Site(folder, bootstrap, name, Traffic()) as site:
         site.bound(_KEPT_BYTES)
         site.start_profilers(1)
         site.send(2 * BATCH)  # its start is not what is measured

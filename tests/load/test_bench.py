@@ -74,7 +74,7 @@ def test_without_their_environments_the_peers_are_refused_before_anything_is_mea
 ) -> None:
     monkeypatch.setattr(environments, "python", partial(environments.python, root=tmp_path))
     monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("measured"))
-    with pytest.raises(PeerMissingError, match="python -m load.peers.environments"):
+    with pytest.raises(PeerMissingError, match=r"python -m load\.peers\.environments"):
         main(["--peers"])
 
 

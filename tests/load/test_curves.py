@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 
 from load import curves
-from load.curves import CURVES, FEATURE_CURVE, MIDDLE, Point, curve, events_of, main, measured, report
-from load.measuring import BATCH, Site, Spent, Traffic
+from load.curves import (
+    CURVES,
+    FEATURE_CURVE,
+    MIDDLE,
+    Point,
+    curve,
+    events_of,
+    main,
+    measured,
+    report,
+)
+from load.measuring import BATCH, Spent
 
 
 def spent(cpu_us: float, *more: float) -> list[Spent]:
@@ -72,9 +82,7 @@ def test_points_take_turns_and_a_curve_that_falls_short_fails(
     assert main(["--short"]) == 0
 
 
-def test_the_second_round_goes_backwards(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_second_round_goes_backwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     points = [MIDDLE, Point(models=3), Point(models=10)]
     order = list[Point]()
 
@@ -97,15 +105,3 @@ def test_a_point_with_everything_in_it_counts_right(kafka: str, tmp_path: Path) 
     assert 0.1 < found.cpu_us < 1_000
     said = report({"models": curve("models", [MIDDLE], {MIDDLE: [found]})}, "So:")
     assert "models: holds" in said
-
-
-@pytest.mark.slow
-def test_an_event_that_is_not_counted_is_seen(kafka: str, tmp_path: Path) -> None:
-    with Site(tmp_path, kafka, f"short-{tmp_path.name}", Traffic(features=5)) as site:
-        site.start_profilers(1)
-        site.send(100)
-        site.settle()
-        site.assert_right()
-        site.sent += 1
-        with pytest.raises(AssertionError):
-            site.assert_right()
