@@ -97,6 +97,7 @@ def test_the_second_round_goes_backwards(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_point_with_everything_in_it_counts_right(kafka: str, tmp_path: Path) -> None:
     """Too few to say what it costs: the full run is ``python -m load.curves``."""
     point = Point(features=5, models=3, pane="1s", workers=2)

@@ -27,6 +27,7 @@ def test_the_bar_is_for_the_first_event_at_half_the_load() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_every_pane_gets_its_verdicts_once_it_is_over(kafka: str, tmp_path: Path) -> None:
     """Too short to say how quick: the full run is ``python -m load.latency``."""
     name = f"latency-{tmp_path.name}"
@@ -40,6 +41,7 @@ def test_every_pane_gets_its_verdicts_once_it_is_over(kafka: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_detector_that_was_killed_says_what_it_held(kafka: str, tmp_path: Path) -> None:
     name = f"recovery-{tmp_path.name}"
     found = recovery(tmp_path, kafka, name, keys=KEYS, events=1_000)
