@@ -43,7 +43,7 @@ lock: $(INSTALLED) ## Write requirements.lock anew (ARGS="--upgrade" for the new
 clean: ## Remove all that was made here: environment, caches, the demo's leavings
 	rm -rf $(addprefix .driftline/,clickhouse embedded-clickhouse detector logs lock tansu)
 	rm -f monitor/_kernel.so
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
+	rm -rf $(VENV) .peers .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
 	find monitor streams alerting tests -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamp goes first and comes back last: whatever an interrupt leaves half done is made anew by the next run.

@@ -1,4 +1,4 @@
-"""How fast predictions become histograms, beside others at the same work: ``python -m load.bench [--events 300000] [--json FILE] [--readme]``.
+"""How fast predictions become histograms, beside others at the same work: ``python -m load.bench [--events 300000] [--peers] [--json FILE] [--readme]``.
 
 A topic of Apache Kafka on this machine is filled with predictions of 20 features, as JSON, one a message, and once more as Arrow, 2,000 a message. Then, one after
 the other and each in a process of its own:
@@ -8,6 +8,9 @@ the other and each in a process of its own:
 - an agent of Faust that adds to a table for each event, of fewer events: twenty updates, each a message to the table's changelog;
 - ClickHouse's engine (chDB, one thread) in SQL, from a file on disk: no Kafka, no lateness, no rows for the labels.
 
+With ``--peers`` four libraries are given the features of the same predictions, as a data frame, in environments of their own (``load.peers.environments``): a profile by
+whylogs, drift reports by Evidently and NannyML, and an ADWIN of river for each feature, given every value. Reading the file is not counted, and none of them reads Kafka.
+
 Compared is CPU time of the process, its client's threads included, from its first batch to its last: the broker shares these cores, so wall time says less. What
 the profiler sent is read back: each event is counted once, and a histogram is numpy's.
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -29,18 +31,16 @@ from typing import Final
 import msgspec
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import Consumer, Producer, TopicPartition
 
 from load.bench_batch import BATCH, messages, model
 from load.markdown import README, table, write_block
+from load.measuring import fill, place, profiles
+from load.peers import environments, rows
 from load.peers.measured import Used
-from monitor import wire
 from monitor.binning import NumericBins
-from monitor.environment import load
 from monitor.events import ARROW_TYPE
 from monitor.profile import Profile
-from streams import models, topics, wiring
-from streams.clients import KafkaSettings, admin, consumer_config, enqueue, producer_config
+from streams.clients import KafkaSettings
 from streams.models import Model
 from tests.kafka.broker import KafkaBroker, fetch_jars
 
@@ -51,21 +51,32 @@ BARS: Final[Mapping[str, float]] = {
     "arrow_vs_json": 8.0,
     "arrow_vs_chdb": 1.0,
 }
+PEERS: Final[Mapping[str, tuple[str, str]]] = {  # way -> its module, and the environment's name
+    "whylogs, a profile": ("whylogs_profile", "whylogs"),
+    "Evidently, a drift report": ("evidently_drift", "evidently"),
+    "NannyML, univariate drift": ("nannyml_drift", "nannyml"),
+    "river, ADWIN of each value": ("river_adwin", "river"),
+}
+PEER_BARS: Final[Mapping[str, float]] = {"json_vs_whylogs": 3.0}  # the others are told only
 FAUST_SHARE: Final = 20  # a Faust agent gets a twentieth of the events
 _A_MESSAGE: Final = 2_000  # events of Arrow in a message
 _PATIENCE_S: Final = 300.0
 
-logger = logging.getLogger(__name__)
 
-
-def measured(module: str, *arguments: object, said: str = "", env: Mapping[str, str] | None = None) -> Used:  # fmt: skip
+def measured(
+    module: str,
+    *arguments: object,
+    said: str = "",
+    env: Mapping[str, str] | None = None,
+    python: Path | str = sys.executable,
+) -> Used:
     """What a process of ``load.peers`` used.
 
     Raises:
         RuntimeError: it did not end well.
     """
     done = subprocess.run(
-        [sys.executable, "-m", f"load.peers.{module}", *map(str, arguments)],
+        [str(python), "-m", f"load.peers.{module}", *map(str, arguments)],
         input=said,
         env=os.environ | (env or {}),
         capture_output=True,
@@ -99,36 +110,21 @@ class Bench:
         bins = {name: layout.bins[name] for name in layout.features}
         return json.dumps({n: b.edges.tolist() if isinstance(b, NumericBins) else b.categories for n, b in bins.items()})  # fmt: skip
 
-    def kafka(self, way: str) -> tuple[dict[str, str], KafkaSettings, topics.Topics]:
-        """Topics of their own for a way, with the model in them."""
-        env = {"DRIFTLINE_KAFKA__BOOTSTRAP": self.bootstrap, "DRIFTLINE_KAFKA__TOPIC_PREFIX": f"{way}."}  # fmt: skip
-        base = load()
-        at = base.kafka.model_copy(update={"bootstrap": self.bootstrap, "topic_prefix": f"{way}."})
-        settings = base.model_copy(update={"kafka": at})
-        kafka, names = wiring.kafka(settings), wiring.topics(settings)
-        topics.create(admin(kafka, logger), names, wiring.widths(settings))
-        models.publish(kafka, names, self.known, logger)
-        return env, kafka, names
-
-    def fill(self, kafka: KafkaSettings, topic: str, *, arrow: bool) -> None:
-        """The predictions, in turns on all partitions."""
-        producer = Producer(producer_config(kafka, logger))
-        partitions = len(producer.list_topics(topic, timeout=10).topics[topic].partitions)
-        if arrow:
-            records = [
-                {"value": stream(self.values[i : i + _A_MESSAGE]), "headers": {"content-type": ARROW_TYPE}}
-                for i in range(0, self.events, _A_MESSAGE)
-            ]  # fmt: skip
-        else:
-            records = [{"value": value} for value in self.values]
-        for i, record in enumerate(records):
-            enqueue(producer, {"topic": topic, "partition": i % partitions, **record})
-        assert producer.flush(60) == 0
+    def messages(self, *, arrow: bool) -> list[dict[str, object]]:
+        """The predictions, as Kafka takes them."""
+        if not arrow:
+            return [{"value": value} for value in self.values]
+        return [
+            {"value": stream(self.values[i : i + _A_MESSAGE]), "headers": {"content-type": ARROW_TYPE}}
+            for i in range(0, self.events, _A_MESSAGE)
+        ]  # fmt: skip
 
     def ours(self, *, arrow: bool = False) -> Used:
         """The profiler's way, and that it counted right."""
-        env, kafka, names = self.kafka("arrow" if arrow else "json")
-        self.fill(kafka, names.predictions, arrow=arrow)
+        way = "arrow" if arrow else "json"
+        _, kafka, names = place(self.bootstrap, way, [self.known])
+        fill(kafka, names.predictions, self.messages(arrow=arrow))
+        env = {"DRIFTLINE_KAFKA__BOOTSTRAP": self.bootstrap, "DRIFTLINE_KAFKA__TOPIC_PREFIX": f"{way}."}  # fmt: skip
         used = measured("profiler", self.events, env=env)
         self._assert_right(kafka, names.profiles)
         return used
@@ -149,12 +145,24 @@ class Bench:
         of_format = "ArrowStream" if arrow else "JSONEachRow"
         return measured("chdb_sql", file, of_format, self.events, said=self.bins)
 
+    def peers(self) -> dict[str, Used]:
+        """Other libraries, from a file.
+
+        Raises:
+            PeerMissingError: the environment of one is not there.
+        """
+        rows.write(self.folder, self.values, np.random.default_rng(2025))
+        return {
+            way: measured(module, self.folder, python=environments.python(name))
+            for way, (module, name) in PEERS.items()
+        }
+
     def _assert_right(self, kafka: KafkaSettings, topic: str) -> None:
         assert self.known.reference is not None
         layout = self.known.reference.layout
         parts = [
             Profile.from_bytes(layout, delta.profile)
-            for sent in _all(kafka, topic)
+            for sent in profiles(kafka, topic)
             for delta in sent.deltas
             if delta.segment == ""
         ]
@@ -166,24 +174,6 @@ class Bench:
         assert np.array_equal(sum(part.counts("amount_01") for part in parts), expected)
 
 
-def _all(kafka: KafkaSettings, topic: str) -> list[wire.Profiles]:
-    consumer = Consumer(consumer_config(kafka, "bench-check", logger) | {"enable.partition.eof": True})  # fmt: skip
-    partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
-    found, ended = [], 0
-    while ended < len(partitions):
-        message = consumer.poll(10)
-        assert message is not None
-        if message.error() is not None:
-            ended += 1
-            continue
-        sent = wire.decode(message.value() or b"")
-        assert isinstance(sent, wire.Profiles)
-        found.append(sent)
-    consumer.close()
-    return found
-
-
 def stream(values: Sequence[bytes]) -> bytes:
     """The events as an Arrow stream."""
     sink = pa.BufferOutputStream()
@@ -193,14 +183,14 @@ def stream(values: Sequence[bytes]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def measure(events: int) -> dict[str, Used]:
+def measure(events: int, *, peers: bool = False) -> dict[str, Used]:
     """Every way, in one broker's life."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kafka").mkdir()
         with KafkaBroker(folder / "kafka", fetch_jars()) as broker:
             bench = Bench(folder, broker.address, events)
-            return {
+            found = {
                 "profiler, JSON": bench.ours(),
                 "decode only": bench.decode_only(),
                 "Faust, an agent for each event": bench.faust(),
@@ -208,13 +198,17 @@ def measure(events: int) -> dict[str, Used]:
                 "profiler, Arrow": bench.ours(arrow=True),
                 "chDB, SQL over Arrow": bench.chdb(arrow=True),
             }
+            return found | (bench.peers() if peers else {})
 
 
 def ratios(used: Mapping[str, Used]) -> dict[str, float]:
     """Events a CPU second, of one way to another."""
     rate = {name: of.events / of.cpu_s for name, of in used.items()}
     ours, arrow = rate["profiler, JSON"], rate["profiler, Arrow"]
-    return {
+    beside = {
+        f"json_vs_{name}": ours / rate[way] for way, (_, name) in PEERS.items() if way in rate
+    }
+    return beside | {
         "json_vs_decode_only": ours / rate["decode only"],
         "json_vs_faust": ours / rate["Faust, an agent for each event"],
         "json_vs_chdb": ours / rate["chDB, SQL over JSON"],
@@ -225,8 +219,12 @@ def ratios(used: Mapping[str, Used]) -> dict[str, float]:
 
 def report(used: Mapping[str, Used], heading: str) -> str:
     """Ratios first."""
-    found = [[name, f"{ratio:.2f}", f"{BARS[name]:g}"] for name, ratio in ratios(used).items()]
-    rows = [
+    bars = {**BARS, **PEER_BARS}
+    found = [
+        [name, f"{ratio:.2f}", f"{bars[name]:g}" if name in bars else ""]
+        for name, ratio in ratios(used).items()
+    ]
+    ways = [
         [
             name,
             f"{of.events:,}",
@@ -238,30 +236,39 @@ def report(used: Mapping[str, Used], heading: str) -> str:
         for name, of in used.items()
     ]
     header = ["way", "events", "events a CPU second", "events a second", "CPU seconds a million", "memory, at most"]  # fmt: skip
-    return f"{heading}\n\n{table(['ratio of events a CPU second', 'measured', 'wanted'], found)}\n\n{table(header, rows)}"
+    return f"{heading}\n\n{table(['ratio of events a CPU second', 'measured', 'wanted'], found)}\n\n{table(header, ways)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; 1 if a ratio is below what is wanted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
-    used = measure(options.events)
+    if options.peers:
+        for _, name in PEERS.values():
+            environments.python(name)  # before minutes of measuring, not after
+    used = measure(options.events, peers=options.peers)
     found = ratios(used)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     heading = f"{date}, `{' '.join(['python -m load.bench', *(a for a in arguments if a != '--readme')])}`: 20 features, Apache Kafka on the same two cores."
     print(report(used, heading))
     if options.json is not None:
-        rows = {name: msgspec.to_builtins(of) for name, of in used.items()}
-        options.json.write_bytes(msgspec.json.encode({"ratios": found, "ways": rows}))
+        ways = {name: msgspec.to_builtins(of) for name, of in used.items()}
+        options.json.write_bytes(msgspec.json.encode({"ratios": found, "ways": ways}))
     if options.readme:
         write_block(README, "bench", report(used, heading))
-    return int(any(ratio < BARS[name] for name, ratio in found.items()))
+    bars = {**BARS, **PEER_BARS}
+    return int(any(ratio < bars.get(name, 0.0) for name, ratio in found.items()))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(prog="python -m load.bench", description=__doc__)
     found.add_argument("--events", type=int, default=300_000)
+    found.add_argument(
+        "--peers",
+        action="store_true",
+        help="other libraries, too: load.peers.environments makes them",
+    )
     found.add_argument("--json", type=Path, help="write ratios and rows to this file")
     found.add_argument("--readme", action="store_true", help="write the README's block")
     return found

@@ -33,7 +33,7 @@ from streams.profiling import Outcome, Policy, Reader, SourceMessage, profile_ba
 
 BATCH: Final = 10_000  # messages that the profiler consumes at once
 PARTITIONS: Final = 4
-NUMERIC, CATEGORICAL = 16, 4
+FEATURES: Final = 20
 MODEL: Final = "churn"
 START_MS: Final = 1_764_000_000_000
 PANE_MS: Final = 60_000
@@ -56,21 +56,29 @@ class Speed:
         return self.decode_us / self.ours_us
 
 
-def columns(rng: np.random.Generator, rows: int) -> dict[str, list[Any]]:
-    """Features by name: numbers of several shapes, and categories."""
+def columns(rng: np.random.Generator, rows: int, features: int = FEATURES) -> dict[str, list[Any]]:
+    """Features by name: numbers of several shapes, and for every fifth a category."""
     drawn: dict[str, list[Any]] = {}
-    for i in range(NUMERIC):
+    categorical = features // 5
+    for i in range(features - categorical):
         wide = (rng.normal(0, 1, rows), rng.lognormal(6, 1.5, rows), rng.random(rows))[i % 3]
         drawn[f"amount_{i:02}"] = np.round(wide, 6).tolist()
-    for i in range(CATEGORICAL):
+    for i in range(categorical):
         drawn[f"colour_{i:02}"] = rng.choice(_KINDS, rows).tolist()
     return drawn
 
 
-def model(rng: np.random.Generator, segments: Sequence[str] = ()) -> Model:
+def model(
+    rng: np.random.Generator,
+    segments: Sequence[str] = (),
+    *,
+    features: int = FEATURES,
+    pane: str = "1m",
+    window: str = "1h",
+) -> Model:
     """The model, with a reference of 20,000 rows."""
     rows = 20_000
-    drawn = columns(rng, rows)
+    drawn = columns(rng, rows, features)
     spec = parse_spec(
         {
             "model": MODEL,
@@ -78,7 +86,7 @@ def model(rng: np.random.Generator, segments: Sequence[str] = ()) -> Model:
                 n: {"type": "categorical" if n.startswith("colour") else "numeric"} for n in drawn
             },
             "segments": list(segments),
-            "windows": {"pane": "1m", "sizes": ["1h"]},
+            "windows": {"pane": pane, "sizes": [window]},
         },
         origin="bench",
     )
@@ -94,9 +102,11 @@ def model(rng: np.random.Generator, segments: Sequence[str] = ()) -> Model:
     )
 
 
-def messages(rng: np.random.Generator, first: int, rows: int) -> list[SourceMessage]:
+def messages(
+    rng: np.random.Generator, first: int, rows: int, features: int = FEATURES
+) -> list[SourceMessage]:
     """Messages of one event each, in turns on all partitions; a pane has some 6,000 of them."""
-    drawn = columns(rng, rows)
+    drawn = columns(rng, rows, features)
     names = list(drawn)
     cells = zip(*drawn.values(), strict=True)
     scores = np.round(rng.random(rows), 4).tolist()
@@ -193,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ("profiler, all but Kafka", speed.ours_us),
         )
     ]
-    print(f"{NUMERIC + CATEGORICAL} features, {len(sample)} bytes a message, {BATCH:,} messages a batch")  # fmt: skip
+    print(f"{FEATURES} features, {len(sample)} bytes a message, {BATCH:,} messages a batch")  # fmt: skip
     print(table(["way", "CPU us a message", "thousand a second", "of decoding only"], rows))
     return int(speed.ratio < options.bar)
 

@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from load.chaos.cluster import peak_rss_bytes
 from load.markdown import README, table, write_block
+from load.proc import peak_rss_bytes
 from monitor import store
 from monitor.settings import ClickHouseSettings
 from monitor.spec import ModelSpec, parse_spec

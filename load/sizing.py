@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -22,8 +21,8 @@ import numpy as np
 from confluent_kafka import Producer
 
 from load.bench_batch import columns
-from load.chaos.cluster import peak_rss_bytes
 from load.markdown import README, table, write_block
+from load.proc import cpu_s, peak_rss_bytes
 from monitor import store as stores
 from monitor.environment import load
 from monitor.spec import parse_spec
@@ -38,7 +37,6 @@ ROLES: Final = (*(process.name for process in PROCESSES), "clickhouse")
 CALIBRATE: Final = 5_000
 MODEL: Final = "sized"
 _TURN_S: Final = 0.1
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _DISK: Final = """
 SELECT table, sum(bytes_on_disk) AS bytes FROM system.parts
 WHERE database = currentDatabase() AND active GROUP BY table ORDER BY bytes DESC"""
@@ -54,12 +52,6 @@ class Use:
     role: str
     cpu_s: float
     peak_bytes: int
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process so far, its ended children's included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / _TICKS
 
 
 def topic_bytes(data: Path) -> dict[str, int]:

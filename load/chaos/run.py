@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from load.chaos.cluster import Cluster, Deployment, Plan, peak_rss_bytes
+from load.chaos.cluster import Cluster, Deployment, Plan
 from load.chaos.drain import Drain
 from load.chaos.faults import Fault, Injector, Struck
 from load.chaos.feed import Feed
@@ -16,6 +16,7 @@ from load.chaos.oracle import WINDOWS_SQL
 from load.chaos.progress import Memory, Recovery, Sample, Watch, longest_gap, recoveries
 from load.chaos.receiver import Call, Receiver
 from load.chaos.records import read
+from load.proc import peak_rss_bytes
 from monitor import store, wire
 from monitor.ledger import Ledger
 from monitor.settings import Settings

@@ -1,4 +1,7 @@
-"""What a way to count predictions costs its process: wall and CPU time between its first event and its last, and its largest memory."""
+"""What a way to count predictions costs its process: wall and CPU time between its first event and its last, and its largest memory.
+
+Of the project it imports only what imports the standard library: peers in environments of their own use it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,13 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import Final
 
-from load.chaos.cluster import peak_rss_bytes
+from load.proc import peak_rss_bytes
+
+WARM: Final = (
+    6_000  # rows that a library is given first, so that what it loads late is not measured
+)
 
 
 @dataclass(frozen=True, slots=True)

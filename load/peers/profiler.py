@@ -30,8 +30,7 @@ def _watch(events: int, stop: threading.Event) -> None:
     """Counted is what a committed transaction counted."""
     meter, first = Meter(), 0
     while not stop.is_set():
-        # This one alone: to walk the whole registry so often took a third of what was measured.
-        done = int(next(iter(metrics.EVENTS.collect())).samples[0].value)
+        done = int(_counted())
         if done >= events:
             meter.report(done - first)
             stop.set()
@@ -39,6 +38,12 @@ def _watch(events: int, stop: threading.Event) -> None:
             first = done
             meter.start()
         time.sleep(_LOOK_S)
+
+
+def _counted() -> float:
+    """Of this metric alone: to ask the whole registry every 2 ms was a quarter of the CPU time that was measured."""
+    (counter,) = metrics.EVENTS.collect()
+    return next(sample.value for sample in counter.samples if sample.name.endswith("_total"))
 
 
 if __name__ == "__main__":

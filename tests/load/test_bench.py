@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from load import bench
-from load.bench import BARS, main, ratios, report
+from load.bench import BARS, PEERS, main, ratios, report
+from load.peers import environments
+from load.peers.environments import PeerMissingError
 from load.peers.measured import Used
 
 GOOD = {
@@ -39,9 +42,40 @@ def test_what_is_slow_fails(
     way: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = {way: Used(100, 9.0, 9.0, 1 << 20)} if way else {}
-    monkeypatch.setattr(bench, "measure", lambda _: GOOD | slow)
+    monkeypatch.setattr(bench, "measure", lambda _, peers: GOOD | slow)
     assert main([]) == code
-    assert "json_vs_chdb" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "json_vs_chdb" in said
+    assert "whylogs" not in said
+
+
+@pytest.mark.parametrize(("slow", "code"), [({}, 0), ({"whylogs, a profile": 2.0}, 1)])
+def test_of_the_other_libraries_only_whylogs_has_a_bar(
+    slow: dict[str, float], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {way: Used(100, 1.0, {"whylogs, a profile": 4.0, **slow}.get(way, 0.1), 1) for way in PEERS}  # fmt: skip
+    asked = list[bool]()
+
+    def measure(_: int, *, peers: bool) -> dict[str, Used]:
+        asked.append(peers)
+        return GOOD | found
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(environments, "python", lambda name: Path(name))
+    assert main(["--peers"]) == code
+    assert asked == [True]
+    told = report(GOOD | found, "So:")
+    assert f"| json_vs_whylogs | {2.0 if code else 4.0:.2f} | 3 |" in told
+    assert "| json_vs_nannyml | 0.10 |  |" in told
+
+
+def test_without_their_environments_the_peers_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(environments, "python", partial(environments.python, root=tmp_path))
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(PeerMissingError, match=r"python -m load\.peers\.environments"):
+        main(["--peers"])
 
 
 @pytest.mark.slow
