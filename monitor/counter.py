@@ -1,6 +1,6 @@
 """Columns to profiles by ``counting.c``, which ``make install`` compiles where there is a C compiler: what ``counting`` does with numpy, in one pass.
 
-Numbers are counted from 64-bit floats, texts from Arrow's strings; a column of anything else is left to numpy. Both ways count the same, bit by bit, as all that
+Numbers are counted from 64-bit floats, texts from Arrow's strings; a column of other texts is left to numpy. Both ways count the same, bit by bit, as all that
 a profile holds is whole numbers: nothing depends on whether the library is there, but the time. It counts most for small groups, where a call of numpy
 costs more than what it does: a hundred models share a batch.
 """
@@ -100,10 +100,10 @@ class Counter:
                 raise ValueError(f"{f.name}: {len(raw)} rows of {n}")
             if f.name in self._numeric:
                 numeric.append((self._numeric[f.name], *_number_column(raw, kept)))
-            elif isinstance(raw, pa.StringArray):
+            elif isinstance(raw, pa.StringArray) and raw.buffers()[1].address % 4 == 0:
                 unseen = self._count_texts(self._texts[f.name], raw, table)
                 if len(unseen):
-                    others.append(Others(f, unseen, raw.take(pa.array(unseen)).to_pylist()))
+                    others.append(Others(f, unseen, _texts(raw.take(pa.array(unseen)))))
             else:
                 left[f.name] = raw
         columns = np.array(numeric, dtype=np.int64)
@@ -196,15 +196,22 @@ def _addresses(of: Group) -> tuple[int, int, int]:
     return of.group.ctypes.data, of.profiles.ctypes.data, len(of.profiles)
 
 
+def _texts(raw: pa.StringArray) -> list[str]:
+    """The texts, each distinct one made once."""
+    found = raw.dictionary_encode()
+    names = found.dictionary.to_pylist()
+    return [names[i] for i in found.indices.to_pylist()]
+
+
 def _number_column(raw: Raw, kept: list[Any]) -> tuple[int, ...]:
     """Addresses of values and of the bits that say where there is one, their offset, and addresses of bytes where there is none, or no number."""
-    if isinstance(raw, pa.DoubleArray):
+    if isinstance(raw, pa.DoubleArray) and raw.buffers()[1].address % 8 == 0:
         valid, values = raw.buffers()
         kept.append(raw)
         bits = valid.address if valid is not None and raw.null_count else 0
         return values.address + 8 * raw.offset, bits, raw.offset, 0, 0
     found = numbers(raw)
-    values = np.ascontiguousarray(found.values)
+    values = np.require(found.values, requirements=["C", "A"])  # a producer may put it anywhere
     masks = [found.missing, found.wrong]
     kept.append((values, masks))
     return values.ctypes.data, 0, 0, *(0 if mask is None else mask.ctypes.data for mask in masks)

@@ -80,8 +80,8 @@ def profile_groupings(
         errors: ``(n,)`` whether the event carried an error.
         groupings: ways to divide the rows, as by pane and by segment.
 
-    Cost: O(fields * (n + groups * bins)); a loop over fields and parts of ``PART_ROWS``, never over rows. One part of one column is encoded at
-    a time, so the next one gets its memory while that is in the cache: fresh pages cost more than the counting does.
+    Cost: O(fields * (n + groups * bins)); a loop over fields and parts of ``PART_ROWS``, never over rows. What the library does not count is encoded one part of
+    one column at a time, so the next one gets its memory while that is in the cache: fresh pages cost more than the counting does.
     """
     tallies = [_Tally(layout, errors, grouping) for grouping in groupings]
     # A part costs groups * bins beside its rows: of many groups the parts are larger.

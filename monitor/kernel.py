@@ -150,11 +150,14 @@ class _Rows(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel; ``None`` where there is none."""
+    """The compiled kernel; ``None`` where there is none, or one of another release: ``make install`` compiles it anew."""
     try:
-        found = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        return _declared(ctypes.CDLL(str(LIBRARY)))
+    except (OSError, AttributeError):
         return None
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.driftline_index.argtypes = [pointer, pointer, ctypes.c_int32]
     found.driftline_index.restype = None

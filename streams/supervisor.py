@@ -222,7 +222,7 @@ class Supervisor:
         return self._log_dir / f"{name}.log"
 
     def stop(self) -> None:
-        """Stop the children, the last one started first, then whatever they left behind. May be repeated.
+        """Stop the children, the last one started first or, without logs of their own, all at once; then whatever they left behind. May be repeated.
 
         Takes at most twice the grace, whatever the children do.
         """
@@ -234,7 +234,10 @@ class Supervisor:
             for run in reversed(self._runs.values()):
                 if self._interrupts > 1:
                     break
-                run.process.terminate()
+                if (
+                    self._log_dir is not None
+                ):  # once each: at a second signal our processes end at once
+                    run.process.terminate()
                 _wait(run.process, min(self._grace_s, max(deadline_s - time.monotonic(), 0)))
         finally:  # also on a second Ctrl-C
             self._kill_all()

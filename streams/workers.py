@@ -13,9 +13,9 @@ from typing import Final
 
 import structlog
 
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, DriftlineError
 from monitor.settings import Settings
-from streams.supervisor import Child, ChildConfigError, Supervisor
+from streams.supervisor import Child, ChildConfigError, ChildFailedError, Supervisor
 
 _POLL_S: Final = 0.1
 _LAST_PORT: Final = 65_535
@@ -31,6 +31,7 @@ def run_profilers(settings: Settings, config: Path | None, workers: int) -> None
 
     Raises:
         ConfigError: the ports do not suffice, or a worker refused its configuration; it has said why.
+        DriftlineError: the machine has no room for a process more.
     """
     if settings.metrics.port and settings.metrics.port + workers - 1 > _LAST_PORT:
         raise ConfigError(f"metrics.port {settings.metrics.port}: {workers} workers take as many ports from it on")  # fmt: skip
@@ -43,6 +44,8 @@ def run_profilers(settings: Settings, config: Path | None, workers: int) -> None
                 ends = supervisor.poll()
             except ChildConfigError as err:
                 raise ConfigError(str(err)) from None
+            except ChildFailedError as err:
+                raise DriftlineError(str(err)) from None
             for end in ends:
                 log.warning("a worker ended", name=end.name, code=end.code, again_in_s=end.restart_in_s)  # fmt: skip
             time.sleep(_POLL_S)

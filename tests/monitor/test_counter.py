@@ -137,3 +137,23 @@ def test_nothing_is_written_outside_the_profiles(group: list[int]) -> None:
     columns["n"] = pa.array([1.0])
     with pytest.raises(ValueError, match="n: 1 rows of 2"):
         counter.count(LAYOUT.fields, columns.__getitem__, [whole])
+
+
+def test_a_column_may_stand_anywhere_in_memory() -> None:
+    """An Arrow message may put its buffers at any address; C wants numbers at multiples of their size."""
+
+    def moved(array: pa.Array) -> pa.Array:
+        buffers = [
+            None if each is None else pa.py_buffer(b"\0" + each.to_pybytes())[1:]
+            for each in array.buffers()
+        ]
+        return pa.Array.from_buffers(array.type, len(array), buffers, array.null_count)
+
+    columns: dict[str, pa.Array] = {
+        "n": moved(pa.array([0.5, None, 1.5, 9.0, float("nan")])),
+        "c": moved(pa.array(["UA", None, "B6", "", "B6"])),
+    }
+    assert columns["n"].buffers()[1].address % 8 > 0 < columns["c"].buffers()[1].address % 4
+    (whole,), _ = both(LAYOUT, columns, [Grouping(np.zeros(5, dtype=np.intp), 1), Grouping(np.arange(5) % 2, 2)])  # fmt: skip
+    assert whole.special("n", "missing") == whole.special("c", "missing") == 1
+    assert whole.unseen["c"] == {"B6": 2}

@@ -304,6 +304,19 @@ def test_without_a_compiler_everything_is_left_to_others(monkeypatch: pytest.Mon
     assert (found.rows_of.tolist(), len(found.message), found.of_model) == ([0, 0], 0, {})
 
 
+def test_a_library_of_another_release_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # fmt: skip
+    source, made = tmp_path / "old.c", tmp_path / "old.so"
+    source.write_text("void driftline_index(void) {}\nvoid driftline_read(void) {}\n")
+    subprocess.run([compiler(), "-shared", "-fPIC", "-o", str(made), str(source)], check=True)
+    monkeypatch.setattr(kernel, "LIBRARY", made)
+    kernel.library.cache_clear()
+    try:
+        assert kernel.library() is None
+    finally:
+        monkeypatch.undo()
+        kernel.library.cache_clear()
+
+
 @pytest.mark.slow
 def test_no_byte_is_read_or_written_that_is_not_ours(tmp_path: Path) -> None:
     """The same messages, many of them damaged, under the address and the undefined behaviour sanitizers."""

@@ -267,3 +267,31 @@ def test_the_guard_is_not_among_those_that_an_outer_supervisor_s_guard_kills(
 def test_free_ports_are_free_and_the_mark_is_no_setting() -> None:
     assert 1024 <= free_port() <= 65535
     assert not MARK.startswith("DRIFTLINE_")
+
+
+def test_children_without_logs_of_their_own_are_told_once_and_all_at_once(tmp_path: Path) -> None:
+    """A second signal means "at once" to our processes: who is still committing must not get it."""
+    code = """
+import os, pathlib, signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if told else told.append(1))
+pathlib.Path(sys.argv[1], "up").touch()
+while not told:
+    time.sleep(0.01)
+until = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < until:
+    time.sleep(0.05)
+pathlib.Path(sys.argv[1], "stopped").touch()
+"""
+    places = {2.0: tmp_path / "slow", 1.0: tmp_path / "quick", 0.0: tmp_path / "quickest"}
+    with Supervisor(None) as supervisor:
+        for lasts_s, place in places.items():
+            place.mkdir()
+            argv = (sys.executable, "-c", code, str(place), str(lasts_s))
+            supervisor.start(Child(place.name, argv))
+        wait_until(lambda: all((place / "up").exists() for place in places.values()))
+        with pytest.raises(ValueError, match="write where their supervisor does"):
+            supervisor.log("slow")
+        began_s = time.monotonic()
+    assert all((place / "stopped").exists() for place in places.values())
+    assert time.monotonic() - began_s < 2.9, "one after the other"
