@@ -234,9 +234,8 @@ class Supervisor:
             for run in reversed(self._runs.values()):
                 if self._interrupts > 1:
                     break
-                if (
-                    self._log_dir is not None
-                ):  # once each: at a second signal our processes end at once
+                # Once each: at a second signal our processes end at once.
+                if self._log_dir is not None:
                     run.process.terminate()
                 _wait(run.process, min(self._grace_s, max(deadline_s - time.monotonic(), 0)))
         finally:  # also on a second Ctrl-C
