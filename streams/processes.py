@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final, TypeAlias
@@ -23,8 +25,11 @@ from typing import Final, TypeAlias
 import structlog
 
 from monitor.environment import Group
-from monitor.errors import ConfigError, TransientError
+from monitor.errors import ConfigError, DriftlineError, TransientError
 from monitor.settings import Settings
+from streams.supervisor import ChildConfigError, ChildFailedError, Supervisor
+
+logger = logging.getLogger(__name__)
 
 Run: TypeAlias = Callable[[Settings, threading.Event], None]
 
@@ -160,3 +165,29 @@ def _waits() -> Iterator[float]:
     while True:
         yield wait
         wait = min(_LONGEST_WAIT_S, wait * 2)
+
+
+def look_after(supervisor: Supervisor) -> None:
+    """Start again what ended, and say so.
+
+    Raises:
+        ConfigError: a process refused its configuration.
+        DriftlineError: one ended that cannot be started again.
+    """
+    with one_line():
+        for end in supervisor.poll():
+            logger.warning(
+                "%s ended with code %d; again in %s s", end.name, end.code, end.restart_in_s
+            )
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Make of a child's end an error for the user: what ended, and the last line that it said."""
+    try:
+        yield
+    except ChildConfigError as err:
+        raise ConfigError(str(err)) from err
+    except ChildFailedError as err:
+        first, *tail = str(err).splitlines()
+        raise DriftlineError(f"{first} {tail[-1]}" if tail else first) from err

@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-import structlog
-
-from monitor.errors import ConfigError, DriftlineError
+from monitor.errors import ConfigError
 from monitor.settings import Settings
-from streams.supervisor import Child, ChildConfigError, ChildFailedError, Supervisor
+from streams.processes import look_after, one_line
+from streams.supervisor import Child, Supervisor
 
 _POLL_S: Final = 0.1
 _LAST_PORT: Final = 65_535
@@ -35,19 +34,12 @@ def run_profilers(settings: Settings, config: Path | None, workers: int) -> None
     """
     if settings.metrics.port and settings.metrics.port + workers - 1 > _LAST_PORT:
         raise ConfigError(f"metrics.port {settings.metrics.port}: {workers} workers take as many ports from it on")  # fmt: skip
-    log = structlog.get_logger(__name__)
     with Supervisor(None) as supervisor:
-        for number in range(workers):
-            supervisor.start(_worker(settings, config, number))
+        with one_line():
+            for number in range(workers):
+                supervisor.start(_worker(settings, config, number))
         while True:
-            try:
-                ends = supervisor.poll()
-            except ChildConfigError as err:
-                raise ConfigError(str(err)) from None
-            except ChildFailedError as err:
-                raise DriftlineError(str(err)) from None
-            for end in ends:
-                log.warning("a worker ended", name=end.name, code=end.code, again_in_s=end.restart_in_s)  # fmt: skip
+            look_after(supervisor)
             time.sleep(_POLL_S)
 
 

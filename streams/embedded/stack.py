@@ -37,12 +37,10 @@ from streams import clients, topics, wiring
 from streams.embedded import broker as broker_server
 from streams.embedded import clickhouse as database_server
 from streams.embedded.placement import place, port_of
-from streams.processes import PROCESSES
+from streams.processes import PROCESSES, look_after, one_line
 from streams.supervisor import (
     LOOPBACK,
     Child,
-    ChildConfigError,
-    ChildFailedError,
     Supervisor,
     free_port,
 )
@@ -100,11 +98,7 @@ class Stack:
             ConfigError: a process refused its configuration.
             DriftlineError: the broker ended.
         """
-        with _one_line():
-            for end in self.supervisor.poll():
-                logger.warning(
-                    "%s ended with code %d; again in %s s", end.name, end.code, end.restart_in_s
-                )
+        look_after(self.supervisor)
 
     def wait(self) -> None:
         """Look after the processes until Ctrl-C or SIGTERM raises ``KeyboardInterrupt``."""
@@ -145,7 +139,7 @@ def embedded_stack(
         with (
             ExitStack() as afterwards,  # outside: our processes have ended by then
             Supervisor(home / "logs") as supervisor,
-            _one_line(),
+            one_line(),
         ):
             if broker is None:
                 supervisor.start(broker_server.child(port_of(placed.kafka.bootstrap), home))
@@ -246,15 +240,3 @@ def _locked(home: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Make of a child's end an error for the user: what ended, and the last line that it said."""
-    try:
-        yield
-    except ChildConfigError as err:
-        raise ConfigError(str(err)) from err
-    except ChildFailedError as err:
-        first, *tail = str(err).splitlines()
-        raise DriftlineError(f"{first} {tail[-1]}" if tail else first) from err

@@ -25,6 +25,7 @@ from streams.models import Model, publish
 from streams.registry import Registry, read
 from streams.topics import Topics
 from tests.monitor.builders import MODEL, reference, spec
+from tests.streams.waiting import wait_until
 
 LOGGER = logging.getLogger(__name__)
 
@@ -66,13 +67,6 @@ def started() -> Iterator[Started]:
 @pytest.fixture
 def bench(broker_address: str) -> Bench:
     return Bench(broker_address)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def model(name: str = MODEL, seed: int = 7) -> Model:

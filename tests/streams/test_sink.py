@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -39,6 +40,7 @@ from streams.topics import Topics
 from tests.monitor.stored import DAY, MODEL, START, endpoint, fill
 from tests.streams.builders import Known, model
 from tests.streams.threads import in_thread
+from tests.streams.waiting import wait_until
 
 TOPICS = Topics("t.")
 NOW = 1_700_000_000_000
@@ -317,11 +319,7 @@ def test_storing_a_batch_again_in_other_cuts_changes_nothing(tmp_path: Path) -> 
         target.close()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 25.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+wait_for = partial(wait_until, timeout_s=25.0)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from streams.supervisor import (
     Supervisor,
     free_port,
 )
+from tests.streams.waiting import wait_until
 
 FOREVER = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -29,13 +29,6 @@ WITH_GRANDCHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c'
 
 def python(name: str, code: str, on_end: OnEnd = OnEnd.RESTART) -> Child:
     return Child(name, (sys.executable, "-c", code), on_end=on_end)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def poll_until_end(supervisor: Supervisor) -> Ended:
@@ -195,6 +188,7 @@ SUPERVISED = f"""
 import sys, time
 from pathlib import Path
 from streams.supervisor import Child, Supervisor
+from tests.streams.waiting import wait_until
 with Supervisor(Path(sys.argv[1]), grace_s=float(sys.argv[2])) as supervisor:
     for name, code in (("plain", {FOREVER!r}), ("parent", {WITH_GRANDCHILD!r}), ("stubborn", {STUBBORN!r})):
         supervisor.start(Child(name, (sys.executable, "-c", code)))
