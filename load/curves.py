@@ -173,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(prog="python -m load.curves", description=__doc__)
-    found.add_argument("--short", action="store_true", help="few points, once: for CI")
+    found.add_argument(
+        "--short", action="store_true", help="few points, once: to see that it works"
+    )
     found.add_argument("--events", type=int, default=200_000, help="of 20 features, at a point")
     found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--json", type=Path, help="write the curves to this file")

@@ -56,7 +56,7 @@ class Counter:
     """The fields of one layout, as the library wants them. Nothing of it changes."""
 
     def __init__(self, layout: Layout, found: ctypes.CDLL) -> None:
-        self._library, self._size = found, layout.size
+        self._library, self._size, self._fields = found, layout.size, layout.fields
         self._kept: list[npt.NDArray[Any]] = []  # what the structures point to
         self._numeric: dict[str, int] = {}
         self._texts: dict[str, _TextField] = {}
@@ -70,12 +70,11 @@ class Counter:
         self._plans = (_NumericField * len(plans))(*plans)
 
     def count(
-        self, fields: Sequence[Field], column: Callable[[str], Raw], groups: Sequence[Group]
+        self, column: Callable[[str], Raw], groups: Sequence[Group]
     ) -> tuple[Mapping[str, Raw], Sequence[Others]]:
-        """Add the columns of some fields to the profiles of each of the groups; low words are not carried.
+        """Add the columns of all fields to the profiles of each of the groups; low words are not carried.
 
         Args:
-            fields: of the layout.
             column: the raw column of a field, of as many rows as each group; asked once per field.
             groups: at least one; their profiles are ``(groups, layout.size)`` and contiguous.
 
@@ -94,29 +93,32 @@ class Counter:
         others: list[Others] = []
         numeric: list[tuple[int, ...]] = []
         kept: list[Any] = []  # what the columns point to
-        for f in fields:
+        for f in self._fields:
             raw = column(f.name)
             if len(raw) != n:
                 raise ValueError(f"{f.name}: {len(raw)} rows of {n}")
             if f.name in self._numeric:
                 numeric.append((self._numeric[f.name], *_number_column(raw, kept)))
-            elif isinstance(raw, pa.StringArray) and raw.buffers()[1].address % 4 == 0:
-                unseen = self._count_texts(self._texts[f.name], raw, table)
-                if len(unseen):
-                    others.append(Others(f, unseen, _texts(raw.take(pa.array(unseen)))))
-            else:
+            elif (of_others := self._count_texts(f, raw, table)) is None:
                 left[f.name] = raw
+            else:
+                others.append(of_others)
         columns = np.array(numeric, dtype=np.int64)
         self._library.driftline_count_numbers(
             self._plans, columns.ctypes.data, len(columns), n, table.ctypes.data, len(table), self._size
         )  # fmt: skip
         return left, others
 
-    def _count_texts(self, plan: _TextField, raw: pa.StringArray, table: Ints) -> Codes:
+    def _count_texts(self, f: Field, raw: Raw, table: Ints) -> Others | None:
+        """The rows whose text is no category; ``None``: the column is left."""
+        if not isinstance(raw, pa.StringArray):
+            return None
         valid, ends, text = raw.buffers()
+        if ends.address % 4:  # a producer may put it anywhere
+            return None
         unseen = np.empty(len(raw), dtype=np.intp)
         found: int = self._library.driftline_count_texts(
-            ctypes.byref(plan),
+            ctypes.byref(self._texts[f.name]),
             ends.address if text is None else text.address,
             ends.address,
             valid.address if valid is not None and raw.null_count else 0,
@@ -127,7 +129,8 @@ class Counter:
             self._size,
             unseen.ctypes.data,
         )
-        return unseen[:found]
+        rows = unseen[:found]
+        return Others(f, rows, _texts(raw.take(pa.array(rows))) if found else ())
 
     def _number(self, f: Field, bins: NumericBins) -> _NumericField:
         lookup = bins.lookup
@@ -205,11 +208,12 @@ def _texts(raw: pa.StringArray) -> list[str]:
 
 def _number_column(raw: Raw, kept: list[Any]) -> tuple[int, ...]:
     """Addresses of values and of the bits that say where there is one, their offset, and addresses of bytes where there is none, or no number."""
-    if isinstance(raw, pa.DoubleArray) and raw.buffers()[1].address % 8 == 0:
-        valid, values = raw.buffers()
-        kept.append(raw)
-        bits = valid.address if valid is not None and raw.null_count else 0
-        return values.address + 8 * raw.offset, bits, raw.offset, 0, 0
+    if isinstance(raw, pa.DoubleArray):
+        valid, buffer = raw.buffers()
+        if buffer.address % 8 == 0:
+            kept.append(raw)
+            bits = valid.address if valid is not None and raw.null_count else 0
+            return buffer.address + 8 * raw.offset, bits, raw.offset, 0, 0
     found = numbers(raw)
     values = np.require(found.values, requirements=["C", "A"])  # a producer may put it anywhere
     masks = [found.missing, found.wrong]

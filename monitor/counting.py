@@ -111,7 +111,7 @@ def _left(
     if counter is None or not tallies:
         return ((f, column(f.name)) for f in layout.fields)
     groups = [Group(rows.group, tally.vectors) for rows, tally in zip(groupings, tallies, strict=True)]  # fmt: skip
-    left, others = counter.count(layout.fields, column, groups)
+    left, others = counter.count(column, groups)
     for f, at, texts in others:
         for rows, tally in zip(groupings, tallies, strict=True):
             tally.add_unseen(f, rows.group[at], texts)

@@ -219,6 +219,15 @@ class Kernel:
             "aliased": np.array([form.aliased for form in read_forms], dtype=np.uint8),
             "follows": np.full(len(names), -1, dtype=np.int32),
         }
+        kinds = [
+            [_TEXTS, _TEXTS, int(prediction), _NUMBERS, _NUMBERS, *(kind for *_, kind in of)]
+            for prediction, of in zip(self._arrays["prediction"], self._fields, strict=True)
+        ]
+        # Of each model, the cells that are texts, and those that are numbers.
+        self._cells_of = [
+            (np.flatnonzero(np.equal(of, _TEXTS)), np.flatnonzero(np.not_equal(of, _TEXTS)))
+            for of in kinds
+        ]
         self._plans = _Plans(
             mask=slots - 1, **{name: array.ctypes.data for name, array in self._arrays.items()}
         )
@@ -277,13 +286,10 @@ class Kernel:
         columns: Mapping[str, npt.NDArray[Any]],
         cells: _Cells,
     ) -> Read:
-        fields = self._fields[model]
-        kinds = [_TEXTS, _TEXTS, int(self._arrays["prediction"][model]), _NUMBERS, _NUMBERS]
-        kinds += [kind for _, _, kind in fields]
-        arrays = cells.columns(columns["first"][at], [kind == _TEXTS for kind in kinds])
+        arrays = cells.columns(columns["first"][at], *self._cells_of[model])
         features: dict[str, Raw] = {}
         tags: dict[str, Raw] = {}
-        for (is_tag, name, _), array in zip(fields, arrays[_FIRST:], strict=True):
+        for (is_tag, name, _), array in zip(self._fields[model], arrays[_FIRST:], strict=True):
             (tags if is_tag else features)[name] = array
         return Read(
             at,
@@ -310,11 +316,11 @@ class _Cells:
     cells: Floats
     tags: Bytes
 
-    def columns(self, first: Ints, is_text: Sequence[bool]) -> list[pa.Array]:
-        """Of rows whose first cells these are, each cell as a column of Arrow: of texts, or of numbers."""
-        texts, numbers = np.flatnonzero(is_text), np.flatnonzero(~np.array(is_text))
+    def columns(self, first: Ints, texts: Codes, numbers: Codes) -> list[pa.Array]:
+        """Of rows whose first cells these are, each cell as a column of Arrow: some of texts, the others of numbers."""
         arrays = self._texts(first, texts) + self._numbers(first, numbers)
-        return [arrays[i] for i in np.argsort(np.concatenate((texts, numbers))).tolist()]
+        columns = dict(zip([*texts.tolist(), *numbers.tolist()], arrays, strict=True))
+        return [columns[cell] for cell in range(len(columns))]
 
     def _numbers(self, first: Ints, fields: Codes) -> list[pa.Array]:
         n = len(first)

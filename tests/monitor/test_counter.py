@@ -116,11 +116,11 @@ def test_what_everybody_sends_is_left_to_nobody() -> None:
     group = Group(np.zeros(2, dtype=np.intp), np.zeros((1, LAYOUT.size), dtype=np.int64))
     texts = pa.array(["UA", "B6"])
     columns: dict[str, Raw] = {"n": pa.array([1.0, None]), "c": texts}
-    left, others = counter.count(LAYOUT.fields, columns.__getitem__, [group])
+    left, others = counter.count(columns.__getitem__, [group])
     assert not left
     assert [(o.field.name, o.rows.tolist(), o.texts) for o in others] == [("c", [1], ["B6"])]
     columns["c"] = texts.dictionary_encode()
-    left, _ = counter.count(LAYOUT.fields, columns.__getitem__, [group])
+    left, _ = counter.count(columns.__getitem__, [group])
     assert list(left) == ["c"]
 
 
@@ -132,11 +132,11 @@ def test_nothing_is_written_outside_the_profiles(group: list[int]) -> None:
     profiles = np.zeros((2, LAYOUT.size), dtype=np.int64)
     whole = Group(np.zeros(2, dtype=np.intp), profiles[:1])
     with pytest.raises(ValueError, match="every row needs a group"):
-        counter.count(LAYOUT.fields, columns.__getitem__, [whole, Group(np.array(group), profiles)])
+        counter.count(columns.__getitem__, [whole, Group(np.array(group), profiles)])
     assert not profiles.any()
     columns["n"] = pa.array([1.0])
     with pytest.raises(ValueError, match="n: 1 rows of 2"):
-        counter.count(LAYOUT.fields, columns.__getitem__, [whole])
+        counter.count(columns.__getitem__, [whole])
 
 
 def test_a_column_may_stand_anywhere_in_memory() -> None:
