@@ -170,7 +170,12 @@ def test_bodies_become_predictions() -> None:
         pytest.param(
             request(Tensor("x", "INT32", [3], [1, 2], "raw")),
             "8 bytes of INT32 are not of its shape",
-            id="raw bytes",
+            id="too few raw bytes",
+        ),
+        pytest.param(
+            request(Tensor("x", "INT32", [1], [1, 2], "raw")),
+            "8 bytes of INT32 are not of its shape",
+            id="too many raw bytes",
         ),
         pytest.param(
             request(Tensor("x", "BYTES", [3], ["a", "b"], "raw")),
