@@ -8,8 +8,11 @@ comes, within bounds of number, bytes and time::
     response ─► held ──► its request comes: as above
                      └─► it does not: dropped, and counted
 
-A prediction is counted by its request, so never twice, whatever comes twice or too late. What is held lives in memory: who dies with it loses
-the requests that were being answered then, and each response that comes for one of them is counted as one without a request.
+A prediction is counted by its request, so never twice, whatever comes twice or too late. What is held lives in memory. The API loses it if it is
+killed: the requests that were being answered then, and each response that comes for one of them is counted as one without a request. Who reads
+the halves from a log builds it anew (``streams.bridging``): what is held at a time depends on the halves and that time alone, as long as the bounds
+are not reached, and not on the order in which they came. Of two halves, ``again_ms`` says whether they are of one prediction. A request is due
+``hold_ms`` after it came. A response is ``again_ms`` later, for by then each request that is of its prediction is due, too.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 from urllib.parse import unquote
@@ -27,7 +31,7 @@ import msgspec
 
 from monitor.errors import InvalidEventError
 from monitor.events import ENVELOPE, SIDES, Limits, Side, refuse_deep, where
-from monitor.inference import MAX_ID, About
+from monitor.inference import MAX_ID, About, Reading, event_rows
 
 HalfFate = Literal[
     "joined",  # with its other half: one prediction
@@ -56,17 +60,21 @@ class Half:
     Attributes:
         part: of a service that logs in several places: KServe's component, Seldon's node.
         body: not parsed, so that it takes as much memory as it has bytes.
+        joint: what the other half has, too, where that is not the id of the prediction.
+        origin: the message that it came in, for whoever has to give that back.
     """
 
     side: Side
     about: About
     part: str
     body: bytes
+    joint: str = ""
+    origin: object = None
 
     @property
     def key(self) -> Key:
         """What the other half has, too."""
-        return self.about.model, self.part, self.about.id
+        return self.about.model, self.part, self.joint or self.about.id
 
 
 def binary(headers: Mapping[str, str], body: bytes) -> Envelope:
@@ -160,83 +168,172 @@ class Pair(NamedTuple):
     response: Half
 
 
+def rows_of(
+    halves: Sequence[Half], reading: Reading, body: Callable[[Half], object]
+) -> list[bytes]:
+    """Events of a half, or of both.
+
+    Args:
+        halves: the request first, where there is one.
+        reading: how the bodies of their model are read.
+        body: parses that of a half.
+
+    Raises:
+        InvalidEventError: a body cannot be read, or the two have not the same number of rows.
+    """
+    bodies = {half.side: body(half) for half in halves}
+    return event_rows(halves[0].about, reading, bodies.get("request"), bodies.get("response"))
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much is held, and for how long."""
+    """How much is held, and for how long.
+
+    Attributes:
+        hold_ms: KServe gives a model a minute to answer.
+        again_ms: an id that comes again later than this is of another prediction; ``None``: it never is.
+        finished: keys of predictions that are through, 400 B each: what comes again is known by them.
+    """
 
     halves: int = 50_000
     bytes: int = 64 << 20
-    hold_ms: int = 60_000  # KServe gives a model as long to answer
-    finished: int = 100_000  # keys of predictions that are through, 400 B each: what comes again is known by them
+    hold_ms: int = 60_000
+    finished: int = 100_000
+    again_ms: int | None = None
+
+    @property
+    def horizon_ms(self) -> int:
+        """What came this long before the time that all is due of has no part in what is held, nor in what may still come for it."""
+        return self.hold_ms + 2 * (self.again_ms or 0)
 
 
 class _Held(NamedTuple):
     half: Half
-    since_ms: int
+    at_ms: int
+    number: int  # of its deadline: one of another number is of what was held before
+
+
+class _Through(NamedTuple):
+    at_ms: int
+    answered: bool
 
 
 @dataclass(slots=True)
 class Halves:
-    """Halves that wait for each other. Mutable: it holds them, and knows no lock; time is that of arrival, and never goes back."""
+    """Halves that wait for each other. Mutable: it holds them, and knows no lock.
+
+    Attributes:
+        clock_ms: the latest time that was asked for, or that something was due at which went beyond the bounds.
+    """
 
     bounds: Bounds = Bounds()
-    _held: OrderedDict[Key, _Held] = field(default_factory=OrderedDict)
-    _finished: OrderedDict[Key, bool] = field(
-        default_factory=OrderedDict
-    )  # with an answer or without
+    clock_ms: int = 0
+    _held: dict[Key, _Held] = field(default_factory=dict)
+    _finished: OrderedDict[Key, _Through] = field(default_factory=OrderedDict)
+    _deadlines: list[tuple[int, int, Key]] = field(default_factory=list)  # a heap
+    _overtaken: list[Half] = field(default_factory=list)
     _bytes: int = 0
+    _count: int = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def meet(self, half: Half, now_ms: int) -> Pair | Literal["held", "repeated", "response_alone"]:
-        """Take a half: it has its other one now, is held until that comes, or is of no use. A pair of which nothing comes is given ``back``."""
-        answered = self._finished.get(half.key)
-        if answered is not None:
-            return "repeated" if answered or half.side == "request" else "response_alone"
+    @property
+    def fullness(self) -> float:
+        """Share of the bounds that is used; beyond 1, what is due next is held no longer."""
+        return max(len(self._held) / self.bounds.halves, self._bytes / self.bounds.bytes)
+
+    def meet(self, half: Half, at_ms: int) -> Pair | Literal["held", "repeated", "response_alone"]:
+        """Take a half: it has its other one now, is held until that comes, or is of no use. A pair of which nothing comes is given ``back``.
+
+        Args:
+            half: the half.
+            at_ms: when it came.
+        """
+        done = self._finished.get(half.key)
+        if done is not None and self._together(done.at_ms, at_ms):
+            return "repeated" if done.answered or half.side == "request" else "response_alone"
         found = self._held.get(half.key)
         if found is None:
-            self._hold(half, now_ms)
+            self._hold(half, at_ms)
             return "held"
+        if not self._together(found.at_ms, at_ms):
+            return self._displace(found, half, at_ms)
         if found.half.side == half.side:
             return "repeated"
         self._drop(half.key)
-        self._finish(half.key, answered=True)
-        if half.side == "request":
-            return Pair(half, found.half)
-        return Pair(found.half, half)
+        request, response = (half, found.half) if half.side == "request" else (found.half, half)
+        self._finish(half.key, at_ms if half is request else found.at_ms, answered=True)
+        return Pair(request, response)
 
     def due(self, now_ms: int) -> list[Half]:
         """Halves that are held no longer: for too long, or beyond the bounds, the oldest first. A request of which nothing comes is given ``back``."""
-        return list(self._due(now_ms))
+        overtaken, self._overtaken = self._overtaken, []
+        return overtaken + list(self._due(now_ms))
 
     def _due(self, now_ms: int) -> Iterator[Half]:
-        b = self.bounds
+        self.clock_ms = max(self.clock_ms, now_ms)
         while self._held:
-            key, oldest = next(iter(self._held.items()))
-            late = now_ms - oldest.since_ms >= b.hold_ms
-            if not late and len(self._held) <= b.halves and self._bytes <= b.bytes:
+            deadline_ms, number, key = self._deadlines[0]
+            found = self._held.get(key)
+            if found is None or found.number != number:
+                heappop(self._deadlines)
+                continue
+            if deadline_ms > now_ms and self.fullness <= 1:
                 break
+            heappop(self._deadlines)
+            self.clock_ms = max(self.clock_ms, deadline_ms)
             self._drop(key)
-            if oldest.half.side == "request":  # of a response alone, the request may still come
-                self._finish(key, answered=False)
-            yield oldest.half
+            if found.half.side == "request":  # of a response alone, the request may still come
+                self._finish(key, found.at_ms, answered=False)
+            yield found.half
 
-    def back(self, half: Half, now_ms: int) -> None:
+    def back(self, half: Half, at_ms: int) -> None:
         """Nothing has come of it after all: hold it again."""
         self._finished.pop(half.key, None)
         if half.key not in self._held:
-            self._hold(half, now_ms)
+            self._hold(half, at_ms)
 
-    def _hold(self, half: Half, now_ms: int) -> None:
-        self._held[half.key] = _Held(half, now_ms)
+    def _together(self, one_ms: int, other_ms: int) -> bool:
+        again_ms = self.bounds.again_ms
+        return again_ms is None or abs(one_ms - other_ms) <= again_ms
+
+    def _displace(self, found: _Held, half: Half, at_ms: int) -> Literal["held", "response_alone"]:
+        """Two of one id that are of two predictions: a request stays before a response, and else the later one."""
+        rank = [(each.side == "request", time_ms) for each, time_ms in ((half, at_ms), found[:2])]
+        if rank[0] < rank[1]:
+            if half.side == "request":
+                self._overtaken.append(half)
+                return "held"
+            return "response_alone"
+        self._drop(half.key)
+        self._overtaken.append(found.half)
+        self._hold(half, at_ms)
+        return "held"
+
+    def _hold(self, half: Half, at_ms: int) -> None:
+        b = self.bounds
+        deadline_ms = at_ms + b.hold_ms
+        if half.side == "response":
+            deadline_ms += b.again_ms or 0
+        self._count += 1
+        self._held[half.key] = _Held(half, at_ms, self._count)
         self._bytes += _size(half)
+        heappush(self._deadlines, (deadline_ms, self._count, half.key))
+        if len(self._deadlines) > 2 * len(self._held) + _SPARE:
+            self._deadlines = [
+                each
+                for each in self._deadlines
+                if (held := self._held.get(each[2])) is not None and held.number == each[1]
+            ]
+            heapify(self._deadlines)
 
     def _drop(self, key: Key) -> None:
         self._bytes -= _size(self._held.pop(key).half)
 
-    def _finish(self, key: Key, *, answered: bool) -> None:
-        self._finished[key] = answered
+    def _finish(self, key: Key, at_ms: int, *, answered: bool) -> None:
+        self._finished[key] = _Through(at_ms, answered)
+        self._finished.move_to_end(key)
         while len(self._finished) > self.bounds.finished:
             self._finished.popitem(last=False)
 
@@ -246,3 +343,4 @@ def _size(half: Half) -> int:
 
 
 _OBJECTS: Final = 2_048  # attributes, keys and the objects around a body
+_SPARE: Final = 10_000  # deadlines of halves that are held no longer
