@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -31,7 +31,7 @@ import msgspec
 
 from monitor.errors import InvalidEventError
 from monitor.events import ENVELOPE, SIDES, Limits, Side, refuse_deep, where
-from monitor.inference import MAX_ID, About, Reading, event_rows
+from monitor.inference import MAX_ID, About
 
 HalfFate = Literal[
     "joined",  # with its other half: one prediction
@@ -168,23 +168,6 @@ class Pair(NamedTuple):
     response: Half
 
 
-def rows_of(
-    halves: Sequence[Half], reading: Reading, body: Callable[[Half], object]
-) -> list[bytes]:
-    """Events of a half, or of both.
-
-    Args:
-        halves: the request first, where there is one.
-        reading: how the bodies of their model are read.
-        body: parses that of a half.
-
-    Raises:
-        InvalidEventError: a body cannot be read, or the two have not the same number of rows.
-    """
-    bodies = {half.side: body(half) for half in halves}
-    return event_rows(halves[0].about, reading, bodies.get("request"), bodies.get("response"))
-
-
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """How much is held, and for how long.
@@ -266,12 +249,12 @@ class Halves:
         self._finish(half.key, at_ms if half is request else found.at_ms, answered=True)
         return Pair(request, response)
 
-    def due(self, now_ms: int) -> list[Half]:
+    def due(self, now_ms: int, *, bounded: bool = True) -> list[Half]:
         """Halves that are held no longer: for too long, or beyond the bounds, the oldest first. A request of which nothing comes is given ``back``."""
         overtaken, self._overtaken = self._overtaken, []
-        return overtaken + list(self._due(now_ms))
+        return overtaken + list(self._due(now_ms, bounded))
 
-    def _due(self, now_ms: int) -> Iterator[Half]:
+    def _due(self, now_ms: int, bounded: bool) -> Iterator[Half]:
         self.clock_ms = max(self.clock_ms, now_ms)
         while self._held:
             deadline_ms, number, key = self._deadlines[0]
@@ -279,7 +262,7 @@ class Halves:
             if found is None or found.number != number:
                 heappop(self._deadlines)
                 continue
-            if deadline_ms > now_ms and self.fullness <= 1:
+            if deadline_ms > now_ms and not (bounded and self.fullness > 1):
                 break
             heappop(self._deadlines)
             self.clock_ms = max(self.clock_ms, deadline_ms)

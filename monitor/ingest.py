@@ -44,17 +44,7 @@ from monitor.events import (
     refuse_many,
     where,
 )
-from monitor.halves import (
-    Envelope,
-    Half,
-    HalfFate,
-    Halves,
-    Pair,
-    binary,
-    half_of,
-    rows_of,
-    structured,
-)
+from monitor.halves import Envelope, Half, HalfFate, Halves, Pair, binary, half_of, structured
 from monitor.inference import Reading, event_rows
 from monitor.labels import Receipt
 from monitor.store import Store
@@ -320,10 +310,10 @@ class Ingest:
 
     def _rows_of(self, *halves: Half) -> list[bytes]:
         """Events of a half, or of both."""
-        reading = self._reading(halves[0].about.model)
-        return rows_of(
-            halves, reading, lambda h: body_of(parsed(h.body, self._limits), self._limits)
-        )
+        bodies = {h.side: body_of(parsed(h.body, self._limits), self._limits) for h in halves}
+        about = halves[0].about  # the request's where there is one
+        request, response = bodies.get("request"), bodies.get("response")
+        return event_rows(about, self._reading(about.model), request, response)
 
     def _alone(self, haul: Haul, half: Half) -> None:
         if half.side == "response":
