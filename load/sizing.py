@@ -30,10 +30,10 @@ from monitor.store import Store
 from streams import authoring, wiring
 from streams.clients import enqueue, producer_config
 from streams.embedded.stack import Stack, embedded_stack
-from streams.processes import PROCESSES
+from streams.processes import EMBEDDED
 from tests.kafka.broker import KafkaBroker, fetch_jars
 
-ROLES: Final = (*(process.name for process in PROCESSES), "clickhouse")
+ROLES: Final = (*EMBEDDED, "clickhouse")
 CALIBRATE: Final = 5_000
 MODEL: Final = "sized"
 _TURN_S: Final = 0.1

@@ -31,7 +31,7 @@ from monitor.halves import HALF_FATES
 from monitor.settings import MetricsSettings
 from monitor.wire import Cause, Delivery, VerdictKind, VerdictStatus
 
-Process = Literal["profiler", "detector", "sink", "evaluator", "dispatcher", "api"]
+Process = Literal["profiler", "detector", "sink", "evaluator", "dispatcher", "api", "bridge"]
 Table = Literal[
     "predictions",
     "labels",
@@ -302,7 +302,8 @@ RETRAINS: Final = KnownGauge(
     "Retrains that were asked for and delivered, of incidents that opened in the models' last 30 days of event time.",
 )
 INGESTED: Final = _counter(
-    "ingest_events_total", "Predictions that came by HTTP, and that the broker has."
+    "ingest_events_total",
+    "Predictions that came by HTTP, or from another server's topics, and that the broker has.",
 )
 INGEST_REFUSED: Final = _counter(
     "ingest_refused_total",

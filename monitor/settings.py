@@ -341,6 +341,45 @@ class ProfilerSettings(_Group):
     )
 
 
+class BridgeSettings(_Group):
+    """From the topics of another server to predictions."""
+
+    topics: str = Field(
+        default=r"seldon\.(?P<namespace>[^.]+)\.model\.(?P<model>[^.]+)\.(?P<side>inputs|outputs)",
+        min_length=1,
+        max_length=500,
+        description="Regular expression for names of topics. Group `side` tells requests (`inputs`) from responses (`outputs`), `model` names the model; any other becomes a tag.",
+    )
+    name: str = Field(
+        default="bridge",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="Lasting name, one for each set of topics. A second process of the same name takes over from the first.",
+    )
+    hold_s: float = Field(
+        default=60.0, ge=1, le=3_600, description="A request waits so long for its response."
+    )
+    held_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 20,
+        le=16 << 30,
+        description="Memory for requests and responses that wait; beyond it the oldest waits no longer.",
+    )
+    batch_messages: int = Field(
+        default=2_000, ge=1, le=100_000, description="Messages of one transaction."
+    )
+
+    @field_validator("topics")
+    @classmethod
+    def _topics(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groupindex
+        except re.error as err:
+            raise ValueError(f"it is no regular expression: {err}") from None
+        if "side" not in groups:
+            raise ValueError("it has no group `side`, as in (?P<side>inputs|outputs)")
+        return value
+
+
 class DetectorSettings(_Group):
     """From profiles to verdicts and incidents."""
 
@@ -638,6 +677,7 @@ class Settings(BaseSettings):
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     limits: LimitSettings = LimitSettings()
     profiler: ProfilerSettings = ProfilerSettings()
+    bridge: BridgeSettings = BridgeSettings()
     detector: DetectorSettings = DetectorSettings()
     sink: SinkSettings = SinkSettings()
     evaluator: EvaluatorSettings = EvaluatorSettings()

@@ -47,6 +47,7 @@ class Process:
     summary: str
     module: str
     groups: tuple[Group, ...]
+    embedded: bool = True  # part of what `up` and the demo run
 
 
 _EVERY: Final[tuple[Group, ...]] = ("metrics", "log")
@@ -87,7 +88,15 @@ PROCESSES: Final[tuple[Process, ...]] = (
         "streams.api",
         ("kafka", "limits", "clickhouse", "approvals", "api", *_EVERY),
     ),
+    Process(
+        "bridge",
+        "Turn what Seldon Core v2 or MLServer write to Kafka into predictions.",
+        "streams.bridge",
+        ("kafka", "limits", "bridge", *_EVERY),
+        embedded=False,
+    ),
 )
+EMBEDDED: Final = tuple(process.name for process in PROCESSES if process.embedded)
 
 
 def resolve(process: Process) -> Run:

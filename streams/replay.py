@@ -51,6 +51,7 @@ class Fate(Enum):
     DONE = "was replayed before"
     EXHAUSTED = f"died {MAX_ATTEMPTS} times"
     OURS = "is of a topic that Driftline writes itself"
+    FOREIGN = "is of a topic that others read, too: its server would answer the request again"
     GONE = "is cut, and its original is gone"
     INDIVISIBLE = "has other events, which were counted, and cannot be divided"
     TOO_LARGE = "has no room for the headers of a replay"
@@ -79,6 +80,8 @@ def decide(letter: Letter, replayed: Collection[str], inputs: Sequence[str]) -> 
     """
     if letter.identity in replayed:
         return Fate.DONE
+    if letter.stage == "bridge":
+        return Fate.FOREIGN
     if letter.died.topic not in inputs:
         return Fate.OURS
     if letter.attempt >= MAX_ATTEMPTS:

@@ -29,8 +29,19 @@ Produced: TypeAlias = Mapping[str, Any]
 """A message, as the arguments of ``Producer.produce``."""
 
 
+_SUPERSEDED: Final = {
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+}
+
+
 class RolledBackError(Exception):
     """The transaction did not take place, or nobody knows: the committed offsets do."""
+
+
+class SupersededError(RolledBackError):
+    """Another process of the same transactional id has begun: this one has no more to say."""
 
 
 class Transactions:
@@ -38,10 +49,12 @@ class Transactions:
 
     Args:
         make: a new producer, past ``init_transactions``: that fences every other of the same id, and ends its transaction.
+        exclusive: whether who was fenced stays so, and does not fence its successor in turn. Without a consumer group, that is what keeps two from
+            the same work.
     """
 
-    def __init__(self, make: Callable[[], Producer]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Producer], *, exclusive: bool = False) -> None:
+        self._make, self._exclusive = make, exclusive
         self._producer = make()
 
     def commit(
@@ -56,6 +69,7 @@ class Transactions:
 
         Raises:
             RolledBackError: nothing of it took place, or nobody knows.
+            SupersededError: nothing of it took place.
             KafkaException: nor was there a new producer to be had: the broker is away.
         """
         try:
@@ -65,8 +79,11 @@ class Transactions:
             self._send_offsets(offsets, ticket)
             retried(lambda: self._producer.commit_transaction(TIMEOUT_S))
         except KafkaException as failure:
-            self._roll_back(failure.args[0])
-            raise RolledBackError(failure.args[0].str()) from failure
+            error = failure.args[0]
+            if self._exclusive and error.code() in _SUPERSEDED:
+                raise SupersededError(error.str()) from failure
+            self._roll_back(error)
+            raise RolledBackError(error.str()) from failure
 
     def _send_offsets(self, offsets: Sequence[TopicPartition], ticket: object) -> None:
         """Add the offsets. The call may wait for ever for a broker that was away and came back (librdkafka issues 5456 and 5511)."""

@@ -37,7 +37,7 @@ from streams import clients, topics, wiring
 from streams.embedded import broker as broker_server
 from streams.embedded import clickhouse as database_server
 from streams.embedded.placement import place, port_of
-from streams.processes import PROCESSES, look_after, one_line
+from streams.processes import EMBEDDED, look_after, one_line
 from streams.supervisor import (
     LOOPBACK,
     Child,
@@ -115,7 +115,7 @@ def embedded_stack(
     broker: str | None = None,
     database: str | None = None,
     fresh: bool = False,
-    processes: Sequence[str] = tuple(process.name for process in PROCESSES),
+    processes: Sequence[str] = EMBEDDED,
 ) -> Iterator[Stack]:
     """Start everything, and stop it at the end, whatever happens.
 
