@@ -34,6 +34,7 @@ Group = Literal[
     "clickhouse",
     "limits",
     "profiler",
+    "bridge",
     "detector",
     "sink",
     "evaluator",

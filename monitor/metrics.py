@@ -72,6 +72,7 @@ OUTCOMES: Final[tuple[str, ...]] = get_args(get_type_hints(Delivery)["outcome"])
 SERIES: Final = 500  # of ours; and one for each partition that it reads, two in a profiler
 _DEAD: Final[dict[Process, tuple[DeadReason, ...]]] = {
     "profiler": REJECT_REASONS,
+    "bridge": REJECT_REASONS,
     "detector": STAGE_REASONS,
     "sink": (*REJECT_REASONS, "incompatible", "refused"),
     "dispatcher": ("wrong_type",),
