@@ -124,3 +124,39 @@ def test_each_request_is_counted_once_and_each_half_has_a_fate(
     assert {id_ for id_, n in counted.items() if n} == seen
     assert set(counted.values()) <= {0, 1}
     assert fates.total() == sum(kind != "time" for kind, _ in steps)
+
+
+AGAIN = Bounds(hold_ms=100, again_ms=100)
+
+
+def test_two_of_one_id_that_are_of_two_predictions_do_not_meet() -> None:
+    halves, earlier, later = Halves(AGAIN), half("request", body=b"1"), half("request", body=b"2")
+    halves.meet(later, 300)
+    assert halves.meet(earlier, 0) == "held"
+    assert halves.due(0) == [earlier], "there is one place: it goes on at once"
+    assert halves.meet(half("response"), 30) == "response_alone"
+    assert halves.meet(half("response"), 310) == Pair(later, half("response"))
+    first = half("response", body=b"first")
+    halves.meet(first, 1_000)
+    halves.meet(earlier, 1_200)
+    assert halves.due(0) == [first]
+    assert halves.due(1_300) == [earlier]
+
+
+def test_an_id_that_is_used_again_waits_as_long_as_any() -> None:
+    halves = Halves(AGAIN)
+    halves.meet(half("request"), 0)
+    halves.meet(half("response"), 1)
+    assert halves.meet(half("request"), 102) == "held"
+    assert halves.due(201) == []
+    assert halves.due(202) == [half("request")]
+
+
+def test_deadlines_of_what_is_held_no_longer_are_bounded() -> None:
+    halves = Halves()
+    for i in range(30_000):
+        halves.meet(half("request", str(i)), i)
+        halves.meet(half("response", str(i)), i)
+    assert len(halves._deadlines) < 10_010
+    halves.meet(half("request", "last"), 30_000)
+    assert halves.due(90_000) == [half("request", "last")]

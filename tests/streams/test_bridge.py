@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from monitor.environment import environment, load
 from monitor.settings import Settings
 from streams import topics, wiring
 from streams.bridge import Bridge
-from streams.registry import Lookup
+from streams.registry import Registry
 from streams.transactions import SupersededError
 from tests.monitor.oip_wire import Tensor, request, response
 from tests.streams.waiting import wait_until
@@ -188,23 +189,19 @@ def test_a_request_without_an_answer_is_due_once_although_the_bridge_was_ended_m
     assert events["met"]["latency_ms"] > 0
 
 
-class Nobody(Lookup):
-    """No model has a spec."""
-
-    def newest(self, model: str) -> None:
-        return None
-
-
 def test_who_was_superseded_does_not_take_over_again(kafka: str) -> None:
-    import threading
-
     name = "bridgetwo"
     chosen = settings(kafka, name)
     theirs = prepared(chosen, name, partitions=1)
     stop = threading.Event()
 
     def made() -> Bridge:
-        return Bridge(chosen, Nobody(), clock=time.time, monotonic=time.monotonic)
+        return Bridge(
+            chosen,
+            Registry(wiring.kafka(chosen), wiring.topics(chosen)),
+            clock=time.time,
+            monotonic=time.monotonic,
+        )
 
     first = made()
     second = made()
