@@ -23,7 +23,14 @@ from contextlib import ExitStack
 from threading import Event
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from monitor import metrics
 from monitor.errors import DriftlineError, TransientError
@@ -150,8 +157,9 @@ class Bridge:
 
     def _recall(self, stop: Event) -> None:
         """Hold again what was held, and stand at the committed offsets."""
-        found, clock_ms = self._offsets(self._new_targets())  # 2.
-        starts = self._starts(found, clock_ms)
+        found, said_ms = self._offsets(self._new_targets())  # 2.
+        clock_ms = said_ms or 0
+        starts = {} if said_ms is None else self._starts(found, said_ms)
         logger.info("reads %d partitions, %d of them again from %d ms before", len(found), len(starts), self._bounds.horizon_ms)  # fmt: skip
         self._assign(starts)
         unread, recalled = set(starts), 0
@@ -161,11 +169,14 @@ class Bridge:
             self._join.recall(past, clock_ms, self._now_ms())
             recalled += len(past)
             unread = {t for t in unread & self._positions.keys() if self._positions[t] < found[t]}
-            # What lies behind the offsets has to wait until all that lies before them is known.
-            self._rest(self._ahead() | (self._positions.keys() - unread))
+            # What lies behind the offsets has to wait until all that lies before them is known, and nobody waits for who is there.
+            done = self._positions.keys() - unread
+            for target in done:
+                self._tide.drop(target)
+            self._rest(self._ahead() | done)
             if self._watch is not None:
                 self._watch.waits()
-        self._tide.clock_ms = clock_ms
+        self._tide = Tide(clock_ms)
         self._assign(found)
         self._committed = {t: offset for t, offset in found.items() if offset >= 0}
         logger.info("holds %d of %d messages that it read again", len(self._join.halves), recalled)
@@ -193,9 +204,10 @@ class Bridge:
     def _commit(self, outcome: Outcome) -> None:
         sent = self._cap.sift([err.reason for _, err in outcome.letters], self._monotonic())
         clock = str(self._join.halves.clock_ms)
-        moved = {t: at for t, at in self._positions.items() if self._committed.get(t) != at}
+        known = {t: at for t, at in self._positions.items() if at >= 0}
+        moved = {t: at for t, at in known.items() if self._committed.get(t) != at}
         # Of what is only due, the time has to be kept, too, and it rides with an offset.
-        offsets = moved or dict([next(iter(self._positions.items()))])
+        offsets = moved or dict(list(known.items())[:1])
         places = [TopicPartition(*target, at, clock) for target, at in offsets.items()]
         records = self._records(outcome, sent)
         self._transactions.commit(records, places, self._consumer.consumer_group_metadata())
@@ -235,10 +247,10 @@ class Bridge:
             if target not in self._positions
         ]
 
-    def _offsets(self, targets: Collection[Target]) -> tuple[dict[Target, int], int]:
-        """The committed offset of each, negative where there is none, and the latest time that rides with them."""
+    def _offsets(self, targets: Collection[Target]) -> tuple[dict[Target, int], int | None]:
+        """The committed offset of each, negative where there is none, and the latest time that rides with them; ``None``: none does."""
         if not targets:
-            return {}, 0
+            return {}, None
         places = [TopicPartition(*target) for target in targets]
         committed = bounded(
             lambda: self._consumer.committed(places, timeout=_ANSWER_S), 1.5 * _ANSWER_S
@@ -247,7 +259,7 @@ class Bridge:
             raise KafkaException(fault)
         clocks = [int(said) for place in committed if (said := place.metadata or "").isdecimal()]
         offsets = {(place.topic, place.partition): place.offset for place in committed}
-        return {t: self._readable(t, at) for t, at in offsets.items()}, max(clocks, default=0)
+        return {t: self._readable(t, at) for t, at in offsets.items()}, max(clocks, default=None)
 
     def _readable(self, target: Target, offset: int) -> int:
         """A committed offset, or where the log begins now if that is beyond it."""
@@ -262,7 +274,7 @@ class Bridge:
         """From where the partitions are read again; those of which nothing is needed are left out."""
         since_ms = max(0, clock_ms - self._bounds.horizon_ms)
         asked = [TopicPartition(*target, since_ms) for target, at in found.items() if at > 0]
-        if not asked or not clock_ms:
+        if not asked:
             return {}
         answers = self._consumer.offsets_for_times(asked, timeout=_ANSWER_S)
         starts = {(place.topic, place.partition): place.offset for place in answers}
@@ -275,10 +287,10 @@ class Bridge:
             self._consumer.incremental_unassign(again)
         self._resting -= offsets.keys()
         self._tide.hold(offsets)
-        self._positions |= {target: max(0, at) for target, at in offsets.items()}
+        self._positions |= offsets
         if offsets:
-            places = [TopicPartition(*target, max(0, at)) for target, at in offsets.items()]
-            self._consumer.incremental_assign(places)
+            starts = {t: at if at >= 0 else OFFSET_BEGINNING for t, at in offsets.items()}
+            self._consumer.incremental_assign([TopicPartition(*t, at) for t, at in starts.items()])
 
     def _rest(self, targets: set[Target]) -> None:
         """Read nothing of these partitions for now, and go on with all others."""
@@ -286,8 +298,7 @@ class Bridge:
         if begin:
             self._consumer.incremental_unassign([TopicPartition(*target) for target in begin])
             self._resting |= begin
-            for target in begin:
-                self._tide.pause(target)
+            self._tide.pause(begin)
         # A pause of the client's would do for most, but after it no end is told that was told before.
         self._assign({target: self._positions[target] for target in go_on})
 
@@ -318,7 +329,7 @@ class Bridge:
             return None
         self._positions[target] = offset + 1
         kind, ts_ms = message.timestamp()
-        self._tide.came(target, ts_ms)
+        self._tide.came(target, min(ts_ms, self._now_ms()))
         headers = {n.lower(): v for n, v in header_list(message) if isinstance(v, bytes)}
         key, value = message.key(), message.value()
         return Incoming(*target, offset, key, value, headers, ts_ms if kind else -1, message)

@@ -309,8 +309,8 @@ class Tide:
     only because the responses come from a partition that is behind.
     """
 
-    def __init__(self) -> None:
-        self.clock_ms = 0
+    def __init__(self, clock_ms: int = 0) -> None:
+        self.clock_ms = clock_ms
         self._shores: dict[Target, _Shore] = {}
 
     def hold(self, targets: Iterable[Target]) -> None:
@@ -324,7 +324,7 @@ class Tide:
 
     def came(self, target: Target, ts_ms: int) -> None:
         """A message was read."""
-        shore = self._shores[target]
+        shore = self._shores.setdefault(target, _Shore())
         shore.ended = False
         if shore.newest_ms is None or ts_ms > shore.newest_ms:
             shore.newest_ms = ts_ms
@@ -350,6 +350,8 @@ class Tide:
         limit_ms = min(behind) + by_ms
         return {t for t, s in self._shores.items() if s.newest_ms and s.newest_ms > limit_ms}
 
-    def pause(self, target: Target) -> None:
-        """Nothing more is read of a partition for now: of its end nobody knows."""
-        self._shores[target].ended = False
+    def pause(self, targets: Iterable[Target]) -> None:
+        """Nothing more is read of these for now: of their ends nobody knows."""
+        for target in targets:
+            if target in self._shores:
+                self._shores[target].ended = False

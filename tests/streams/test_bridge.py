@@ -142,7 +142,7 @@ def test_after_three_kills_each_prediction_is_there_once(kafka: str, tmp_path: P
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait(10)
             else:
-                wait_until(lambda: len(stored(chosen)) >= wanted, 60)
+                wait_until(lambda: len(stored(chosen)) >= wanted, 60, "all are there")
                 time.sleep(1)
                 process.terminate()
                 assert process.wait(15) == 0, log.read_text()
@@ -165,25 +165,29 @@ def test_a_request_without_an_answer_is_due_once_although_the_bridge_was_ended_m
     chosen = settings(kafka, name, hold_s=6.0)
     theirs = prepared(chosen, name, partitions=1)
     producer = Producer({"bootstrap.servers": kafka})
+    earlier_ms = int(time.time() * 1_000) - 9_000  # read again, and far behind the others
+    for side in SIDES:
+        producer.produce(theirs[f"wine.{side}"], body(side, "wine", 3), key="early", timestamp=earlier_ms)  # fmt: skip
     producer.produce(theirs["iris.inputs"], body("inputs", "iris", 1), key="lonely")
     producer.produce(theirs["iris.inputs"], body("inputs", "iris", 2), key="met")
     producer.produce(theirs["wine.outputs"], b"\xff\xff", key="bad")
     producer.flush(10)
     with bridge(chosen, log) as process:
         wait_until(lambda: "holds 0 of 0" in log.read_text(), 20)
-        time.sleep(1.5)
+        wait_until(lambda: len(stored(chosen)) == 1, 20)
+        time.sleep(0.5)
         process.kill()
-    assert stored(chosen) == []
+    assert [e["id"] for e in stored(chosen)] == ["early"]
     producer.produce(theirs["iris.outputs"], body("outputs", "iris", 2), key="met")
     producer.flush(10)
     for _ in range(2):  # the second one holds nothing any more, and sends nothing again
         with bridge(chosen, log) as process:
-            wait_until(lambda: {e["id"] for e in stored(chosen)} == {"lonely", "met"}, 30)
+            wait_until(lambda: {e["id"] for e in stored(chosen)} == {"early", "lonely", "met"}, 30)
             time.sleep(1.5)
             process.terminate()
             assert process.wait(15) == 0, log.read_text()
     events = {e["id"]: e for e in stored(chosen)}
-    assert len(stored(chosen)) == 2
+    assert len(stored(chosen)) == 3
     assert "prediction" not in events["lonely"]
     assert events["met"]["prediction"] == 4.0
     assert events["met"]["latency_ms"] > 0

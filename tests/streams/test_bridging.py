@@ -295,7 +295,7 @@ def test_who_is_ahead_rests_until_the_others_are_there() -> None:
     tide.came(b, 111)
     assert tide.ahead(10) == {b}
     assert tide.ahead(11) == set()
-    tide.pause(b)
+    tide.pause([b])
     tide.ended(a)
     tide.ended(c)
     assert tide.ahead(10) == set(), "a is at its end: b is the one that is behind"
