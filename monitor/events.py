@@ -373,7 +373,7 @@ def _refuse_side(of_type: str) -> None:
     if of_type in SIDES:
         raise InvalidEventError(
             "missing_field",
-            f"a {SIDES[of_type]} alone: its logger has to post to /api/v1/cloudevents, which joins it with the other side",
+            f"a {SIDES[of_type]} alone: its logger has to post to /api/v1/cloudevents, which joins it with the other side, or to a topic that `driftline run bridge` reads",
         )
 
 

@@ -348,7 +348,7 @@ class BridgeSettings(_Group):
         default=r"seldon\.(?P<namespace>[^.]+)\.model\.(?P<model>[^.]+)\.(?P<side>inputs|outputs)",
         min_length=1,
         max_length=500,
-        description="Regular expression for names of topics. Group `side` tells requests (`inputs`) from responses (`outputs`), `model` names the model; any other becomes a tag.",
+        description="Regular expression for names of topics. Group `side` tells requests (`inputs`) from responses (`outputs`); without it, messages are CloudEvents, whose type tells. `model` names the model; any other group becomes a tag.",
     )
     name: str = Field(
         default="bridge",
@@ -372,11 +372,9 @@ class BridgeSettings(_Group):
     @classmethod
     def _topics(cls, value: str) -> str:
         try:
-            groups = re.compile(value).groupindex
+            re.compile(value)
         except re.error as err:
             raise ValueError(f"it is no regular expression: {err}") from None
-        if "side" not in groups:
-            raise ValueError("it has no group `side`, as in (?P<side>inputs|outputs)")
         return value
 
 

@@ -1,4 +1,4 @@
-"""The bridge: what Seldon Core v2 or MLServer write to Kafka in, predictions out, each message once.
+"""The bridge: what Seldon, MLServer or KServe write to Kafka in, predictions out, each message once.
 
 The protocol; the numbers stand in the code:
 

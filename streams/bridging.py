@@ -20,8 +20,9 @@ from typing import Any, Final, NamedTuple
 from monitor import oip
 from monitor.captures import body_of
 from monitor.errors import InvalidEventError
-from monitor.events import Event, Limits, Side, decode_message, parsed
-from monitor.halves import Bounds, Half, HalfFate, Halves, Pair
+from monitor.events import CLOUDEVENT_TYPE, Event, Limits, Side, decode_message, parsed
+from monitor.halves import Bounds, Envelope, Half, HalfFate, Halves, Pair, structured
+from monitor.halves import half_of as cloudevent_half
 from monitor.inference import MAX_ID, About, Reading, event_rows
 from streams.delivery import Target
 
@@ -50,9 +51,9 @@ class Incoming(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the name of a topic says. ``part`` is the name without its side, so that halves of two namespaces do not meet."""
+    """What the name of a topic says. ``part`` is the name without its side, so that halves of two namespaces do not meet; ``side``: ``None`` where messages say it."""
 
-    side: Side
+    side: Side | None
     model: str
     part: str
     tags: Mapping[str, str]
@@ -63,7 +64,8 @@ class Naming:
     """Which topics there are to read, and what their names say.
 
     Attributes:
-        pattern: of the whole name. Group ``side`` is one of ``inputs``, ``outputs`` and their like, group ``model`` names the model; any other is a tag.
+        pattern: of the whole name. Group ``side`` is one of ``inputs``, ``outputs`` and their like; without it, messages are CloudEvents. Group ``model``
+            names the model; any other is a tag.
         ours: how topics of Driftline begin: they are none of these.
     """
 
@@ -76,6 +78,8 @@ class Naming:
         if found is None:
             return None
         said = {name: text for name, text in found.groupdict().items() if text}
+        if "side" not in self.pattern.groupindex:
+            return Place(None, said.pop("model", ""), topic, said)
         side = _SIDES.get(said.pop("side", ""))
         if side is None:
             return None
@@ -170,9 +174,12 @@ class Join:
 
     def _pair(self, into: Outcome, now_ms: int, pair: Pair) -> None:
         request, response = pair
-        latency_ms = response.about.ts - request.about.ts  # type: ignore[operator]  # both are of messages
-        about = replace(request.about, latency_ms=latency_ms if latency_ms >= 0 else None)
-        if self._emit(into, now_ms, replace(request, about=about), response):
+        asked, answered = request.about.ts, response.about.ts
+        # A CloudEvent's time is text, and of the logger.
+        if not isinstance(asked, str) and not isinstance(answered, str) and answered >= asked:
+            about = replace(request.about, latency_ms=answered - asked)
+            request = replace(request, about=about)
+        if self._emit(into, now_ms, request, response):
             into.fates.append("joined")
 
     def _emit(self, into: Outcome, now_ms: int, *halves: Half) -> bool:
@@ -236,16 +243,43 @@ def half_of(message: Incoming, place: Place | None, limits: Limits, *, now_ms: i
         InvalidEventError: it has no body, or no model, id or time of its own.
     """
     assert place is not None, "only such topics are read"
-    value, headers = message.value, message.headers
+    value = message.value
     if not value:
-        raise InvalidEventError("missing_field", f"a {place.side} without a body")
+        raise InvalidEventError("missing_field", f"a {place.side or 'message'} without a body")
     if len(value) > limits.message_bytes:
         raise InvalidEventError("too_large", f"{len(value)} bytes; the bound is {limits.message_bytes}")  # fmt: skip
     _refuse_time(message.ts_ms, now_ms, limits)
+    if place.side is None:
+        return _cloudevent(message, value, place, limits)
+    return _half(message, value, place, place.side, limits)
+
+
+def _cloudevent(message: Incoming, value: bytes, place: Place, limits: Limits) -> Half:
+    """The half in a CloudEvent: its attributes are headers, with ``ce_`` or, as Seldon Core v1 writes them, without; or all is in its body."""
+    said = {name: _text(value) for name, value in message.headers.items()}
+    if said.get("content-type", "").startswith(CLOUDEVENT_TYPE):
+        envelope = structured(value, limits)
+    else:
+        envelope = Envelope({name.removeprefix("ce_"): text for name, text in said.items()}, value)
+    half = cloudevent_half(envelope, arrival_ms=message.ts_ms, model=place.model)
+    if half is None:
+        raise InvalidEventError("wrong_type", "a CloudEvent whose type is neither that of a request nor that of a response")  # fmt: skip
+    tags = {**place.tags, **half.about.tags}
+    return replace(
+        half,
+        about=replace(half.about, tags=tags),
+        part=f"{place.part}/{half.part}",
+        body=half.body.strip(),
+        origin=message.origin,
+    )
+
+
+def _half(message: Incoming, value: bytes, place: Place, side: Side, limits: Limits) -> Half:
+    headers = message.headers
     model, key = place.model or _text(headers.get(_MODEL)), _text(message.key)
     request_id = _text(headers.get(_REQUEST_ID))
     if not model or not (key or request_id):
-        said = _parsed(place.side, value, limits)
+        said = _parsed(side, value, limits)
         model = model or _said(said, "model_name")
         key = key or request_id or _said(said, "id")
     joint = key or request_id
@@ -263,7 +297,7 @@ def half_of(message: Incoming, place: Place | None, limits: Limits, *, now_ms: i
         version=_text(headers.get(_VERSION)),
         tags=tags,
     )
-    return Half(place.side, about, place.part, value, joint, message.origin)
+    return Half(side, about, place.part, value, joint, message.origin)
 
 
 def _refuse_time(ts_ms: int, now_ms: int, limits: Limits) -> None:
@@ -274,8 +308,8 @@ def _refuse_time(ts_ms: int, now_ms: int, limits: Limits) -> None:
 
 
 def _parsed(side: Side, value: bytes, limits: Limits) -> object:
-    """A body: JSON if it begins as an object, which protobuf cannot, for there it would be a group."""
-    if value[:1] == b"{":
+    """A body: JSON if it begins as an object or an array, which protobuf cannot, for there it would be a group."""
+    if value[:1] in (b"{", b"["):
         return body_of(parsed(value, limits), limits)
     read = oip.request_body if side == "request" else oip.response_body
     return read(value, max_bytes=limits.message_bytes)

@@ -90,7 +90,7 @@ PROCESSES: Final[tuple[Process, ...]] = (
     ),
     Process(
         "bridge",
-        "Turn what Seldon Core v2 or MLServer write to Kafka into predictions.",
+        "Turn what Seldon, MLServer or KServe write to Kafka into predictions.",
         "streams.bridge",
         ("kafka", "limits", "bridge", *_EVERY),
         embedded=False,

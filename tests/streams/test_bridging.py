@@ -28,6 +28,7 @@ HOLD: Final = 100
 PAYLOADS: Final = Path(__file__).parents[1] / "contracts" / "payloads" / "kafka"
 SELDON: Final = Naming(re.compile(BridgeSettings().topics), "driftline.")
 MLSERVER: Final = Naming(re.compile("mlserver-(?P<side>input|output)"), "driftline.")
+LOGGED: Final = Naming(re.compile("log"), "driftline.")
 IN, OUT = "seldon.prod.model.iris.inputs", "seldon.prod.model.iris.outputs"
 
 
@@ -79,6 +80,7 @@ def letters(found: Outcome) -> list[tuple[object, str]]:
         (MLSERVER, "mlserver-output", Place("response", "", "mlserver-", {})),
         (Naming(re.compile("(?P<side>.*)"), "driftline."), "driftline.inputs", None),
         (Naming(re.compile("(?P<side>.*)"), "driftline."), "sideways", None),
+        (LOGGED, "log", Place(None, "", "log", {})),
     ],
 )
 def test_a_topics_name_says_model_and_side(naming: Naming, topic: str, place: Place | None) -> None:
@@ -104,7 +106,7 @@ def test_a_request_and_its_response_are_one_prediction() -> None:
         assert (found.fates, found.letters) == (["joined"], [])
 
 
-@pytest.mark.parametrize("name", ["seldon_v2", "mlserver"])
+@pytest.mark.parametrize("name", ["seldon_v2", "mlserver", "seldon_v1", "kserve"])
 def test_a_recorded_example_is_the_prediction_that_it_says(name: str) -> None:
     said = json.loads((PAYLOADS / f"{name}.json").read_text())
     naming = Naming(re.compile(said["topics"] or BridgeSettings().topics), "driftline.")
@@ -135,6 +137,21 @@ def test_mlservers_json_and_headers() -> None:
     assert (event["id"], event["model"], event["version"]) == ("k", "sum", "7")
     nameless = outcome(made, message("mlserver-input", "z", body))
     assert letters(nameless) == [(("mlserver-input", "z"), "missing_field")]
+
+
+def test_a_cloudevent_may_be_all_in_its_body_and_what_is_no_half_is_a_letter() -> None:
+    made = join(naming=LOGGED)
+    attributes = {
+        "id": "c",
+        "type": "org.kubeflow.serving.inference.request",
+        "inferenceservicename": "m",
+    }
+    whole = msgspec.json.encode({**attributes, "data": {"instances": [{"x": 1}]}})
+    said = {"content-type": b"application/cloudevents+json; charset=utf-8"}
+    found = outcome(made, message("log", value=whole)._replace(headers=said), clock=HOLD)
+    assert [(e["id"], e["model"], e["features"]) for e in events(found)] == [("c", "m", {"x": 1})]
+    other = outcome(made, message("log", value=b"{}", ce_id="c", ce_type="io.seldon.other"))
+    assert letters(other) == [(("log", "a"), "wrong_type")]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +283,12 @@ def test_who_starts_in_the_middle_sends_what_would_have_been_sent(
             step(made, each, into)
         made.due(NOW + 10_000, NOW, into)
     assert sorted(got.events) == sorted(expected.events)
+
+
+@pytest.mark.parametrize("said", ["(", "(?P<side>a", ""])
+def test_a_pattern_that_is_none_is_an_error_of_the_settings(said: str) -> None:
+    with pytest.raises(ValueError, match="topics"):
+        BridgeSettings(topics=said)
 
 
 def test_the_tide_is_the_partition_that_is_furthest_behind() -> None:
