@@ -96,6 +96,7 @@ def test_a_row_has_nothing_that_a_terminal_would_obey() -> None:
         ({}, Fate.SENT),
         ({"died": Place("d.labels", 0, 1)}, Fate.SENT),
         ({"died": Place("d.verdicts", 0, 1)}, Fate.OURS),
+        ({"stage": "bridge", "died": Place("seldon.x.model.y.inputs", 0, 1)}, Fate.FOREIGN),
         ({"attempt": 2}, Fate.SENT),
         ({"attempt": 3}, Fate.EXHAUSTED),
         ({"refused": "0,4"}, Fate.SENT),
