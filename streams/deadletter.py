@@ -118,6 +118,11 @@ def header_list(message: Message) -> list[tuple[str, str | bytes | None]]:
     return list(headers.items()) if isinstance(headers, dict) else list(headers)
 
 
+def header_map(message: Message) -> dict[str, bytes]:
+    """The headers by name in lower case; of a name that repeats, the last."""
+    return {name.lower(): value for name, value in header_list(message) if isinstance(value, bytes)}
+
+
 @dataclass(frozen=True, slots=True)
 class Allowance:
     """How many letters may be sent: ``per_minute`` on the average and at once, and beside them one of each reason a minute.

@@ -21,7 +21,7 @@ from monitor.errors import IncompatibleError, InvalidEventError
 from monitor.events import Aliases, Limits, cloudevent_attributes, no_aliases
 from monitor.profile import Layout
 from monitor.tables import Row, TableName
-from streams.deadletter import header_list
+from streams.deadletter import header_map
 from streams.topics import Topics
 
 Rows: TypeAlias = list[Row] | pa.Table
@@ -193,8 +193,7 @@ def _cloudevent_id(message: Message) -> str | None:
     """Of the one label in a message; each label of an array has an id of its own, or none."""
     if not message.headers() or (message.value() or b"").lstrip(b" \t\r\n")[:1] != b"{":
         return None
-    headers = {n.lower(): text for n, text in header_list(message) if isinstance(text, bytes)}
-    return cloudevent_attributes(headers).get("id")
+    return cloudevent_attributes(header_map(message)).get("id")
 
 
 def _model(parcel: Parcel) -> None:

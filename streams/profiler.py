@@ -32,7 +32,7 @@ from monitor.errors import InvalidEventError, TransientError
 from monitor.events import decode_message
 from monitor.settings import Settings
 from streams import wiring
-from streams.deadletter import Cap, dead_letter, header_list, refused_events
+from streams.deadletter import Cap, dead_letter, header_map, refused_events
 from streams.health import Watch, watching
 from streams.profiling import (
     DeadLetter,
@@ -379,14 +379,10 @@ def _sources(messages: Sequence[Message]) -> list[SourceMessage]:
     if None in partitions or None in offsets:
         raise TransientError("a message without a position")  # the client never hands one over
     named = [
-        _headers(message) if pairs else _NONE
+        header_map(message) if pairs else _NONE
         for pairs, message in zip(headers, messages, strict=True)
     ]
     return list(map(SourceMessage, partitions, offsets, values, named))
-
-
-def _headers(message: Message) -> Mapping[str, bytes]:
-    return {n.lower(): value for n, value in header_list(message) if isinstance(value, bytes)}
 
 
 _SOURCE, _VALUE, _PARTITION = map(attrgetter, ("source", "source.value", "source.partition"))

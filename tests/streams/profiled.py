@@ -12,12 +12,8 @@ from functools import partial
 from typing import Any, cast
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
-    Consumer,
-    KafkaError,
     Message,
     Producer,
-    TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
 
@@ -26,6 +22,7 @@ from monitor.settings import KafkaSettings, LimitSettings, ProfilerSettings, Set
 from streams import topics, wiring
 from streams.profiler import Profiler
 from streams.registry import Registry
+from tests.kafka.reading import committed
 from tests.monitor.builders import MODEL, NOW, SECOND, START, body, event
 from tests.streams.builders import Known, model
 from tests.streams.threads import in_thread
@@ -68,29 +65,7 @@ class Bench:
 
     def read(self, topic: str) -> list[Message]:
         """Everything committed on a topic."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.address,
-                "group.id": "look",
-                "enable.partition.eof": True,
-                "fetch.wait.max.ms": 10,
-                "isolation.level": "read_committed",
-            }
-        )
-        width = len(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(width)])
-        messages, open_ = [], set(range(width))
-        while open_:
-            message = consumer.poll(10)
-            assert message is not None, f"{topic} has no end"
-            error = message.error()
-            if error is None:
-                messages.append(message)
-            else:
-                assert error.code() == KafkaError._PARTITION_EOF
-                open_.discard(cast("int", message.partition()))
-        consumer.close()
-        return messages
+        return committed(self.address, topic)
 
     def letters(self, count: int) -> list[Message]:
         """The dead letters, when there are ``count``.
