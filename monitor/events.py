@@ -163,7 +163,7 @@ def decode_message(
     if not value:
         return [InvalidEventError("not_json", "empty message")]
     try:
-        _refuse_large(value, limits)
+        refuse_large(value, limits)
         return [_checked(e, limits, now_ms) for e in _parse(value, headers, limits, aliases)]
     except InvalidEventError as err:
         return [err]
@@ -304,7 +304,7 @@ def parsed(value: bytes, limits: Limits) -> Any:
     Raises:
         InvalidEventError: it is none, or above a bound.
     """
-    _refuse_large(value, limits)
+    refuse_large(value, limits)
     refuse_deep(value, limits)
     try:
         return msgspec.json.decode(value)
@@ -377,7 +377,8 @@ def _refuse_side(of_type: str) -> None:
         )
 
 
-def _refuse_large(value: bytes, limits: Limits) -> None:
+def refuse_large(value: bytes, limits: Limits) -> None:
+    """Raise ``InvalidEventError`` where a message is larger than its bound."""
     if len(value) > limits.message_bytes:
         detail = f"{len(value)} bytes; the bound is {limits.message_bytes}"
         raise InvalidEventError("too_large", detail)

@@ -11,7 +11,7 @@ comes, within bounds of number, bytes and time::
 A prediction is counted by its request, so never twice, whatever comes twice or too late. What is held lives in memory. The API loses it if it is
 killed: the requests that were being answered then, and each response that comes for one of them is counted as one without a request. Who reads
 the halves from a log builds it anew (``streams.bridging``): what is held at a time depends on the halves and that time alone, as long as the bounds
-are not reached, and not on the order in which they came. Of two halves, ``again_ms`` says whether they are of one prediction. A request is due
+are not reached and no id is used again within ``Bounds.horizon_ms``, and not on the order in which they came. Of two halves, ``again_ms`` says whether they are of one prediction. A request is due
 ``hold_ms`` after it came. A response is ``again_ms`` later, for by then each request that is of its prediction is due, too.
 """
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from monitor.errors import InvalidEventError
+from monitor.events import Limits, refuse_large
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-MAX_BYTES: Final = 1 << 20  # of a value: as of any message
-MAX_TENSORS: Final = 2_000  # as features of an event: a tensor is one, or more
+_LIMITS: Final = Limits()
 _MAX_DIMENSIONS: Final = 8
 _LENGTH: Final = 4  # bytes before each raw value of BYTES
 
@@ -93,25 +93,25 @@ _RAW: Final = {
 }
 
 
-def request_body(value: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def request_body(value: bytes, limits: Limits = _LIMITS) -> dict[str, Any]:
     """A ModelInferRequest as ``{"model_name", "model_version"?, "id"?, "inputs": [{"name", "shape", "datatype", "data"}]}``.
 
     ``data`` is flat, of bool, int, float (NaN and infinities as they are) or str; FP32 and smaller are widened, not rounded.
 
     Raises:
-        InvalidEventError: it is no such message, has more than ``max_bytes`` or ``MAX_TENSORS``, no tensor, or one whose values
+        InvalidEventError: it is no such message, is too large, has more tensors than an event has features, no tensor, or one whose values
             are not of its datatype and shape: 1 to 8 dimensions of 1 to 2^32 - 1.
     """
-    return _body(value, max_bytes, "ModelInferRequest", "inputs", "raw_input_contents")
+    return _body(value, limits, "ModelInferRequest", "inputs", "raw_input_contents")
 
 
-def response_body(value: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def response_body(value: bytes, limits: Limits = _LIMITS) -> dict[str, Any]:
     """A ModelInferResponse in the same way, with ``outputs``.
 
     Raises:
         InvalidEventError: as for a request.
     """
-    return _body(value, max_bytes, "ModelInferResponse", "outputs", "raw_output_contents")
+    return _body(value, limits, "ModelInferResponse", "outputs", "raw_output_contents")
 
 
 @cache
@@ -140,16 +140,15 @@ def message_classes() -> Mapping[str, type[Message]]:
     return {name: message_factory.GetMessageClass(each) for name, each in found.items()}
 
 
-def _body(value: bytes, max_bytes: int, kind: str, side: str, raw_side: str) -> dict[str, Any]:
-    if len(value) > max_bytes:
-        raise InvalidEventError("too_large", f"{len(value)} bytes; the bound is {max_bytes}")
+def _body(value: bytes, limits: Limits, kind: str, side: str, raw_side: str) -> dict[str, Any]:
+    refuse_large(value, limits)
     message = _parsed(value, kind)
     tensors, raws = getattr(message, side), getattr(message, raw_side)
     n = len(tensors)
     if not n:
         raise InvalidEventError("missing_field", f"a {kind} without {side}")
-    if n > MAX_TENSORS:
-        raise InvalidEventError("too_large", f"{n} {side}; the bound is {MAX_TENSORS}")
+    if n > limits.features:
+        raise InvalidEventError("too_large", f"{n} {side}; the bound is {limits.features}")
     if raws and len(raws) != n:
         raise InvalidEventError("wrong_type", f"{n} {side}, and {len(raws)} {raw_side}")
     optional = {"model_version": message.model_version, "id": message.id}

@@ -40,9 +40,9 @@ from monitor.inference import Reading
 from monitor.settings import Settings
 from monitor.spec import ModelSpec
 from streams import wiring
-from streams.bridging import Incoming, Join, Naming, Outcome, Tide
+from streams.bridging import Incoming, Join, Naming, Outcome, Place, Tide
 from streams.clients import bounded, consumer_config
-from streams.deadletter import Cap, dead_letter, header_list
+from streams.deadletter import Cap, dead_letter, header_map
 from streams.delivery import Target
 from streams.health import Watch, watching
 from streams.registry import Lookup, Registry
@@ -59,10 +59,9 @@ logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.2
 _ANSWER_S: Final = 10.0
 _LOOK_S: Final = 30.0  # for topics that are new: a model's are made when it is loaded
-_FULL: Final = (
-    0.5  # of the memory for what waits: then only the partition that is furthest behind is read
-)
-_HELD_BYTES: Final = 1_024  # of a half at the least
+# Of the memory for what waits: when it is used, only the partition that is furthest behind is read.
+_FULL: Final = 0.5
+_HELD_BYTES: Final = 1_024  # each half counts as more, so that memory alone decides how many wait
 _GONE: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -125,8 +124,9 @@ class Bridge:
         self._hold_ms = round(self._settings.hold_s * 1_000)
         bytes_ = self._settings.held_bytes
         self._bounds = Bounds(bytes_ // _HELD_BYTES, bytes_, self._hold_ms, again_ms=self._hold_ms)
-        self._join = Join(self._naming, self._bounds, wiring.limits(settings), self._reading)
+        self._join = Join(self._bounds, wiring.limits(settings), self._reading)
         self._readings: dict[str, tuple[ModelSpec, Reading]] = {}
+        self._places: dict[str, Place] = {}
         self._tide = Tide()
         self._positions: dict[Target, int] = {}
         self._committed: dict[Target, int] = {}
@@ -239,13 +239,11 @@ class Bridge:
         """Partitions of topics that are read, and were not yet."""
         self._looked_s = self._monotonic()
         found = self._consumer.list_topics(timeout=_ANSWER_S).topics
-        return [
-            target
-            for name, topic in found.items()
-            if topic.error is None and self._naming.place(name) is not None
-            for target in ((name, partition) for partition in topic.partitions)
-            if target not in self._positions
-        ]
+        places = {name: self._naming.place(name) for name, x in found.items() if x.error is None}
+        ours = {name: place for name, place in places.items() if place is not None}
+        self._places |= ours
+        targets = [(name, partition) for name in ours for partition in found[name].partitions]
+        return [target for target in targets if target not in self._positions]
 
     def _offsets(self, targets: Collection[Target]) -> tuple[dict[Target, int], int | None]:
         """The committed offset of each, negative where there is none, and the latest time that rides with them; ``None``: none does."""
@@ -330,9 +328,16 @@ class Bridge:
         self._positions[target] = offset + 1
         kind, ts_ms = message.timestamp()
         self._tide.came(target, min(ts_ms, self._now_ms()))
-        headers = {n.lower(): v for n, v in header_list(message) if isinstance(v, bytes)}
-        key, value = message.key(), message.value()
-        return Incoming(*target, offset, key, value, headers, ts_ms if kind else -1, message)
+        return Incoming(
+            *target,
+            offset,
+            self._places[target[0]],
+            message.key(),
+            message.value(),
+            header_map(message),
+            ts_ms if kind else -1,
+            message,
+        )
 
     def _told(self, target: Target, error: KafkaError, offset: int) -> None:
         if error.code() == KafkaError._PARTITION_EOF:

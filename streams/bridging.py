@@ -13,14 +13,22 @@ held depends on their timestamps and that time alone (``monitor.halves``).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from monitor import oip
 from monitor.captures import body_of
 from monitor.errors import InvalidEventError
-from monitor.events import CLOUDEVENT_TYPE, Event, Limits, Side, decode_message, parsed
+from monitor.events import (
+    CLOUDEVENT_TYPE,
+    Event,
+    Limits,
+    Side,
+    decode_message,
+    parsed,
+    refuse_large,
+)
 from monitor.halves import Bounds, Envelope, Half, HalfFate, Halves, Pair, structured
 from monitor.halves import half_of as cloudevent_half
 from monitor.inference import MAX_ID, About, Reading, event_rows
@@ -36,19 +44,6 @@ _REQUEST_ID: Final = "x-request-id"
 _PIPELINE: Final = "pipeline"
 
 
-class Incoming(NamedTuple):
-    """A message of another server; header names are in lower case."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Mapping[str, bytes]
-    ts_ms: int
-    origin: object = None
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """What the name of a topic says. ``part`` is the name without its side, so that halves of two namespaces do not meet; ``side``: ``None`` where messages say it."""
@@ -57,6 +52,20 @@ class Place:
     model: str
     part: str
     tags: Mapping[str, str]
+
+
+class Incoming(NamedTuple):
+    """A message of another server, of a topic that is read; header names are in lower case."""
+
+    topic: str
+    partition: int
+    offset: int
+    place: Place
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+    ts_ms: int
+    origin: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +116,13 @@ class Join:
     """Halves to predictions. Mutable: it owns the halves that wait.
 
     Args:
-        naming: of the topics.
         bounds: of what is held, with ``again_ms``.
         limits: of an event.
         reading: how the bodies of a model are read.
     """
 
-    def __init__(
-        self, naming: Naming, bounds: Bounds, limits: Limits, reading: Callable[[str], Reading]
-    ) -> None:
-        self._naming, self._limits, self._reading = naming, limits, reading
+    def __init__(self, bounds: Bounds, limits: Limits, reading: Callable[[str], Reading]) -> None:
+        self._limits, self._reading = limits, reading
         self.halves = Halves(bounds)
 
     def take(self, message: Incoming, now_ms: int, into: Outcome) -> None:
@@ -130,8 +136,10 @@ class Join:
         half = self._half(message, now_ms, into)
         if half is None:
             return
-        if self._reading(half.about.model).ingest.mode != "all":
-            self._emit(into, now_ms, half)
+        mode = self._mode(half)
+        if mode != "all":
+            if mode == half.side:
+                self._alone(into, now_ms, half)
             return
         met = self.halves.meet(half, message.ts_ms)
         if isinstance(met, Pair):
@@ -149,7 +157,7 @@ class Join:
         """
         for message in messages:
             half = self._half(message, now_ms, Outcome())
-            if half is not None and self._reading(half.about.model).ingest.mode == "all":
+            if half is not None and self._mode(half) == "all":
                 self.halves.meet(half, message.ts_ms)
         self.halves.due(clock_ms, bounded=False)
 
@@ -159,39 +167,49 @@ class Join:
             for half in due:
                 if half.side == "response":
                     into.fates.append("response_alone")
-                elif self._emit(into, now_ms, half):
+                elif self._alone(into, now_ms, half):
                     into.fates.append("request_alone")
 
+    def _mode(self, half: Half) -> str:
+        return self._reading(half.about.model).ingest.mode
+
     def _half(self, message: Incoming, now_ms: int, into: Outcome) -> Half | None:
-        """The half in a message, unless it is refused, or its model's spec does not ask for this side."""
+        """The half in a message, unless it is refused."""
         try:
-            half = half_of(message, self._naming.place(message.topic), self._limits, now_ms=now_ms)
+            return half_of(message, self._limits, now_ms=now_ms)
         except InvalidEventError as err:
             into.letters.append(Letter(message.origin, err))
             return None
-        wanted = self._reading(half.about.model).ingest.mode
-        return half if wanted in ("all", half.side) else None
+
+    def _alone(self, into: Outcome, now_ms: int, half: Half) -> bool:
+        """Events of a half; whether there are any."""
+        try:
+            rows = self._rows(half)
+        except InvalidEventError as err:
+            into.letters.append(Letter(half.origin, err))
+            return False
+        self._add(into, now_ms, rows, half)
+        return True
 
     def _pair(self, into: Outcome, now_ms: int, pair: Pair) -> None:
+        """Events of both. If a body is bad, the other half goes on alone; if they only do not fit together, neither does."""
         request, response = pair
-        asked, answered = request.about.ts, response.about.ts
-        # A CloudEvent's time is text, and of the logger.
-        if not isinstance(asked, str) and not isinstance(answered, str) and answered >= asked:
-            about = replace(request.about, latency_ms=answered - asked)
-            request = replace(request, about=about)
-        if self._emit(into, now_ms, request, response):
+        try:
+            rows = self._rows(_timed(request, response), response)
+        except InvalidEventError as err:
+            bad = [half for half in pair if not self._readable(half, into)]
+            if not bad:
+                into.letters += [Letter(half.origin, err) for half in pair]
+            elif bad == [response] and self._alone(into, now_ms, request):
+                into.fates.append("request_alone")
+            elif bad == [request]:
+                into.fates.append("response_alone")
+        else:
+            self._add(into, now_ms, rows, *pair)
             into.fates.append("joined")
 
-    def _emit(self, into: Outcome, now_ms: int, *halves: Half) -> bool:
-        """Events of a half, or of both. If a body of two is bad, the other one goes on alone; if they only do not fit together, neither does."""
-        try:
-            rows = self._rows(*halves)
-        except InvalidEventError as err:
-            if len(halves) == 1:
-                into.letters.append(Letter(halves[0].origin, err))
-            else:
-                self._apart(into, now_ms, err, *halves)
-            return False
+    def _add(self, into: Outcome, now_ms: int, rows: Sequence[bytes], *halves: Half) -> None:
+        """Rows that are events; of the others, the first is told with the messages that they are of."""
         refused = None
         for i, row in enumerate(rows):
             (outcome,) = decode_message(row, {}, self._limits, now_ms=now_ms)
@@ -201,7 +219,6 @@ class Join:
                 refused = InvalidEventError(outcome.reason, f"row {i} of {len(rows)}: {outcome.detail}")  # fmt: skip
         if refused is not None:
             into.letters += [Letter(half.origin, refused) for half in halves]
-        return True
 
     def _rows(self, *halves: Half) -> list[bytes]:
         """Events as JSON; the version is the response's, or else the request's."""
@@ -209,19 +226,6 @@ class Join:
         request, response = bodies.get("request"), bodies.get("response")
         about = replace(about, endpoint=_said(request, "model_version"))
         return event_rows(about, self._reading(about.model), request, response)
-
-    def _apart(
-        self, into: Outcome, now_ms: int, why: InvalidEventError, request: Half, response: Half
-    ) -> None:
-        bad = [half for half in (request, response) if not self._readable(half, into)]
-        if not bad:
-            into.letters += [Letter(half.origin, why) for half in (request, response)]
-        elif bad == [response]:
-            alone = replace(request, about=replace(request.about, latency_ms=None))
-            if self._emit(into, now_ms, alone):
-                into.fates.append("request_alone")
-        elif bad == [request]:
-            into.fates.append("response_alone")
 
     def _readable(self, half: Half, into: Outcome) -> bool:
         try:
@@ -232,7 +236,15 @@ class Join:
         return True
 
 
-def half_of(message: Incoming, place: Place | None, limits: Limits, *, now_ms: int) -> Half:
+def _timed(request: Half, response: Half) -> Half:
+    """The request, with the time until its response. A CloudEvent's time is text, and of the logger: of such there is none."""
+    asked, answered = request.about.ts, response.about.ts
+    if isinstance(asked, str) or isinstance(answered, str) or answered < asked:
+        return request
+    return replace(request, about=replace(request.about, latency_ms=answered - asked))
+
+
+def half_of(message: Incoming, limits: Limits, *, now_ms: int) -> Half:
     """The half in a message.
 
     The model is that of the topic's name, or else of header ``mlserver-model``, or else the one that the body names. What request and response share
@@ -242,21 +254,19 @@ def half_of(message: Incoming, place: Place | None, limits: Limits, *, now_ms: i
     Raises:
         InvalidEventError: it has no body, or no model, id or time of its own.
     """
-    assert place is not None, "only such topics are read"
-    value = message.value
+    value, side = message.value, message.place.side
     if not value:
-        raise InvalidEventError("missing_field", f"a {place.side or 'message'} without a body")
-    if len(value) > limits.message_bytes:
-        raise InvalidEventError("too_large", f"{len(value)} bytes; the bound is {limits.message_bytes}")  # fmt: skip
+        raise InvalidEventError("missing_field", f"a {side or 'message'} without a body")
+    refuse_large(value, limits)
     _refuse_time(message.ts_ms, now_ms, limits)
-    if place.side is None:
-        return _cloudevent(message, value, place, limits)
-    return _half(message, value, place, place.side, limits)
+    if side is None:
+        return _cloudevent(message, value, limits)
+    return _half(message, value, side, limits)
 
 
-def _cloudevent(message: Incoming, value: bytes, place: Place, limits: Limits) -> Half:
+def _cloudevent(message: Incoming, value: bytes, limits: Limits) -> Half:
     """The half in a CloudEvent: its attributes are headers, with ``ce_`` or, as Seldon Core v1 writes them, without; or all is in its body."""
-    said = {name: _text(value) for name, value in message.headers.items()}
+    place, said = message.place, {name: _text(value) for name, value in message.headers.items()}
     if said.get("content-type", "").startswith(CLOUDEVENT_TYPE):
         envelope = structured(value, limits)
     else:
@@ -274,8 +284,8 @@ def _cloudevent(message: Incoming, value: bytes, place: Place, limits: Limits) -
     )
 
 
-def _half(message: Incoming, value: bytes, place: Place, side: Side, limits: Limits) -> Half:
-    headers = message.headers
+def _half(message: Incoming, value: bytes, side: Side, limits: Limits) -> Half:
+    place, headers = message.place, message.headers
     model, key = place.model or _text(headers.get(_MODEL)), _text(message.key)
     request_id = _text(headers.get(_REQUEST_ID))
     if not model or not (key or request_id):
@@ -312,7 +322,7 @@ def _parsed(side: Side, value: bytes, limits: Limits) -> object:
     if value[:1] in (b"{", b"["):
         return body_of(parsed(value, limits), limits)
     read = oip.request_body if side == "request" else oip.response_body
-    return read(value, max_bytes=limits.message_bytes)
+    return read(value, limits)
 
 
 def _said(body: object, name: str) -> str:

@@ -17,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.errors import InvalidEventError
+from monitor.events import Limits
 from monitor.inference import About, Reading, event_rows
-from monitor.oip import MAX_BYTES, MAX_TENSORS, message_classes, request_body, response_body
+from monitor.oip import message_classes, request_body, response_body
 from tests.monitor import oip_wire
 from tests.monitor.oip_wire import DATATYPES, LISTS, How, Tensor, field, request, response, varint
 from tests.simulation.mutants import in_time, mutants
+
+LIMITS = Limits()
 
 READERS: Final = (request_body, response_body)
 
@@ -75,9 +78,9 @@ def tensors(draw: st.DrawFn, datatype: str, how: How) -> Tensor:
     return Tensor(draw(st.text(max_size=5)), datatype, shape, values, how)
 
 
-def refused(value: bytes, read: Callable[..., Any] = request_body, **bounds: int) -> str:
+def refused(value: bytes, read: Callable[..., Any] = request_body, limits: Limits = LIMITS) -> str:
     with pytest.raises(InvalidEventError) as caught:
-        read(value, **bounds)
+        read(value, limits)
     return str(caught.value)
 
 
@@ -232,33 +235,33 @@ def test_an_error_quotes_no_value_and_little_of_a_name() -> None:
 @pytest.mark.parametrize("read", READERS)
 def test_the_length_is_bounded(read: Callable[..., Any]) -> None:
     value = {request_body: request, response_body: response}[read](Tensor("x", "INT8", [1], [1]))
-    assert read(value, max_bytes=len(value)) == read(value)
-    said = refused(value, read, max_bytes=len(value) - 1)
+    assert read(value, Limits(message_bytes=len(value))) == read(value)
+    said = refused(value, read, Limits(message_bytes=len(value) - 1))
     assert said == f"too_large: {len(value)} bytes; the bound is {len(value) - 1}"
-    assert refused(bytes(MAX_BYTES + 1), read).startswith("too_large")
+    assert refused(bytes(LIMITS.message_bytes + 1), read).startswith("too_large")
 
 
 def test_the_number_of_tensors_is_bounded() -> None:
-    most = [Tensor(f"x{i}", "BOOL", [1], [True]) for i in range(MAX_TENSORS)]
-    assert len(request_body(request(*most))["inputs"]) == MAX_TENSORS
-    assert refused(request(*most, most[0])).startswith(f"too_large: {MAX_TENSORS + 1} inputs")
+    most = [Tensor(f"x{i}", "BOOL", [1], [True]) for i in range(LIMITS.features)]
+    assert len(request_body(request(*most))["inputs"]) == LIMITS.features
+    assert refused(request(*most, most[0])).startswith(f"too_large: {LIMITS.features + 1} inputs")
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param(b"\x2a\x00" * (MAX_BYTES // 2), id="empty tensors"),
-        pytest.param(b"\x3a\x00" * (MAX_BYTES // 2), id="empty raw contents"),
+        pytest.param(b"\x2a\x00" * (LIMITS.message_bytes // 2), id="empty tensors"),
+        pytest.param(b"\x3a\x00" * (LIMITS.message_bytes // 2), id="empty raw contents"),
         pytest.param(one(body=field(5, field(3, b"\1" * 1_000_000))), id="a long shape"),
         pytest.param(field(5, field(3, b"\1" * 1_000_000)), id="a shape of a million dimensions"),
         pytest.param(field(5, b"\x2a\x00" * 500_000), id="contents over and over"),
-        pytest.param(b"\x53" * MAX_BYTES, id="groups in groups"),
+        pytest.param(b"\x53" * LIMITS.message_bytes, id="groups in groups"),
         pytest.param(one("BYTES", (1,)) + field(7, bytes(1_000_000)), id="empty raw texts"),
         pytest.param(request(Tensor("x", "BOOL", [1_000_000], [True] * 1_000_000)), id="a great many values"),
     ],
 )  # fmt: skip
 def test_the_worst_of_a_mebibyte_takes_bounded_time_and_memory(value: bytes) -> None:
-    assert len(value) <= MAX_BYTES
+    assert len(value) <= LIMITS.message_bytes
     tracemalloc.start()
     try:
         with suppress(InvalidEventError):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -26,6 +26,7 @@ from streams import topics, wiring
 from streams.bridge import Bridge
 from streams.registry import Registry
 from streams.transactions import SupersededError
+from tests.kafka.reading import committed
 from tests.monitor.oip_wire import Tensor, request, response
 from tests.streams.waiting import wait_until
 
@@ -81,26 +82,10 @@ def body(side: str, model: str, number: int) -> bytes:
 
 def stored(chosen: Settings) -> list[dict[str, Any]]:
     """All committed predictions."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": chosen.kafka.bootstrap,
-            "group.id": "reads",
-            "auto.offset.reset": "earliest",
-            "enable.partition.eof": True,
-            "enable.auto.commit": False,
-        }
-    )
-    topic, found, ended = wiring.topics(chosen).predictions, list[dict[str, Any]](), 0
-    consumer.subscribe([topic])
-    deadline = time.monotonic() + 30
-    while ended < chosen.kafka.predictions_partitions and time.monotonic() < deadline:
-        for message in consumer.consume(1_000, 0.2):
-            if message.error() is not None:
-                ended += 1
-                continue
-            value = msgspec.json.decode(message.value() or b"")
-            found += value if isinstance(value, list) else [value]
-    consumer.close()
+    found = list[dict[str, Any]]()
+    for message in committed(chosen.kafka.bootstrap, wiring.topics(chosen).predictions):
+        value = msgspec.json.decode(message.value() or b"")
+        found += value if isinstance(value, list) else [value]
     return found
 
 

@@ -43,12 +43,13 @@ def answer(*values: float, version: str = "3") -> bytes:
 def message(topic: str, key: str = "a", value: bytes = b"", at: int = 0, *, partition: int = 0, offset: int = 0, **headers: str) -> Incoming:  # fmt: skip
     said = {name.replace("_", "-"): text.encode() for name, text in headers.items()}
     value = value or (ask(1) if topic == IN else answer(2))
-    return Incoming(topic, partition, offset, key.encode() or None, value, said, NOW + at, (topic, key))  # fmt: skip
+    place = next(filter(None, (naming.place(topic) for naming in (SELDON, MLSERVER, LOGGED))))
+    return Incoming(topic, partition, offset, place, key.encode() or None, value, said, NOW + at, (topic, key))  # fmt: skip
 
 
-def join(ingest: dict[str, Any] | None = None, naming: Naming = SELDON, **bounds: int) -> Join:
+def join(ingest: dict[str, Any] | None = None, **bounds: int) -> Join:
     reading = Reading(IngestSpec(**(ingest or {})))
-    return Join(naming, Bounds(hold_ms=HOLD, again_ms=HOLD, **bounds), Limits(), lambda _: reading)
+    return Join(Bounds(hold_ms=HOLD, again_ms=HOLD, **bounds), Limits(), lambda _: reading)
 
 
 def outcome(made: Join, *messages: Incoming, clock: int | None = None) -> Outcome:
@@ -111,11 +112,13 @@ def test_a_recorded_example_is_the_prediction_that_it_says(name: str) -> None:
     said = json.loads((PAYLOADS / f"{name}.json").read_text())
     naming = Naming(re.compile(said["topics"] or BridgeSettings().topics), "driftline.")
     found = Outcome()
-    made = join(said["ingest"], naming)
+    made = join(said["ingest"])
     for each in said["messages"]:
         value = base64.b64decode(each["base64"]) if "base64" in each else each["text"].encode()
         headers = {name: text.encode() for name, text in each["headers"].items()}
-        made.take(Incoming(each["topic"], 0, 0, each["key"].encode(), value, headers, each["ts_ms"]), NOW, found)  # fmt: skip
+        place = naming.place(each["topic"])
+        assert place is not None
+        made.take(Incoming(each["topic"], 0, 0, place, each["key"].encode(), value, headers, each["ts_ms"]), NOW, found)  # fmt: skip
     assert (events(found), found.letters) == (said["events"], [])
 
 
@@ -131,7 +134,7 @@ def test_rows_are_predictions_and_a_spec_names_their_columns() -> None:
 def test_mlservers_json_and_headers() -> None:
     body = b'{"id":"k","inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[1]}]}'
     back = b'{"model_name":"sum","model_version":"2","id":"k","outputs":[{"name":"y","shape":[1],"datatype":"FP32","data":[3]}]}'
-    made = join(naming=MLSERVER)
+    made = join()
     found = outcome(made, message("mlserver-input", "", body, mlserver_model="sum", mlserver_version="7"), message("mlserver-output", "", back))  # fmt: skip
     (event,) = events(found)
     assert (event["id"], event["model"], event["version"]) == ("k", "sum", "7")
@@ -140,7 +143,7 @@ def test_mlservers_json_and_headers() -> None:
 
 
 def test_a_cloudevent_may_be_all_in_its_body_and_what_is_no_half_is_a_letter() -> None:
-    made = join(naming=LOGGED)
+    made = join()
     attributes = {
         "id": "c",
         "type": "org.kubeflow.serving.inference.request",
@@ -188,7 +191,7 @@ def test_a_bad_half_does_not_take_the_other_one_with_it() -> None:
 
 
 def test_a_row_that_is_no_prediction_is_a_letter_and_the_others_are_taken() -> None:
-    old = Join(SELDON, Bounds(), Limits(max_age_ms=10), lambda _: Reading())
+    old = Join(Bounds(), Limits(max_age_ms=10), lambda _: Reading())
     found = outcome(old, message(IN, at=-20), message(OUT, at=-20))
     assert [reason for _, reason in letters(found)] == ["too_old", "too_old"]
 
