@@ -388,6 +388,7 @@ class DiesBeforeRecording(Dispatcher):
 
     @override
     async def _record(self, partition: int, outcome: Delivery) -> None:
+        died.set()
         raise TransientError("killed")
 
 
@@ -397,6 +398,7 @@ def run_dying(settings: Settings, stop: threading.Event) -> None:
 
 
 asked_spec: list[ModelSpec] = []
+died = threading.Event()
 
 
 def test_each_item_reaches_its_receiver_and_a_kill_before_the_record_costs_one_repeat(
@@ -407,9 +409,11 @@ def test_each_item_reaches_its_receiver_and_a_kill_before_the_record_costs_one_r
     assert [i.target for i in items] == ["slack", "pagerduty", "slack", "pagerduty", "retrain"]
     retrain = items[-1]
     asked_spec[:] = [stack.spec]
+    died.clear()
     stack.put(wire.encode(retrain))
     with stack.running(run_dying, fails="killed"):
         assert stack.wait(1) == ["/retrain"]
+        assert died.wait(20), "to be stopped between the two is another end"
     assert stack.deliveries() == []
     junk = b"not an outbox item"
     stack.put(*(wire.encode(i) for i in items), junk, *(wire.encode(i) for i in items))
